@@ -4,6 +4,12 @@
 
 extern crate alloc;
 
+pub mod frame;
+pub mod guest;
+mod hello;
 mod mac;
+mod message;
 
+pub use hello::{Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};
+pub use message::*;

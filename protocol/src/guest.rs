@@ -1,0 +1,651 @@
+//! The guest's machine: from a spare vNIC to the one that carries everything, and back if the move does not happen.
+//!
+//! ```text
+//!         Prepare          path, gateway, announcement, joins              Switch / arrival
+//!  Idle ----------> Preparing -------------------------> Prepared --------------------------> Switched
+//!   ^  ^                |  ^ arrived: straight to Switched  |   ^           flip back |           |
+//!   |  |        failure |                     abort, lease  |   +---------------------+           | arrival sure,
+//!   |  +---- Undoing <--+-----------------------------------+-------- abort before arrival -------+ all moved
+//!   |                                                                                             v
+//!   +------------------------------- old address released ------------------------------------ Settling
+//! ```
+//!
+//! The point of no return is the old endpoint's withdrawal, in [`Settling`]: it is ordered only when the VM is surely at
+//! the destination and each connection has a subflow on the new address (or the drain policy's time is over).
+
+use alloc::{vec, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Counts, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest};
+
+/// The gateway of the new LAN must answer within this: a tunnel at 300 ms RTT with three ARP requests lost.
+pub const GATEWAY: Millis = 3_000;
+/// Joins take one round trip through the tunnel after the announcement; whoever has not joined by then is announced to
+/// again (a peer does not retry after host-unreachable or RST).
+pub const JOINS: Millis = 1_500;
+/// How often stragglers are announced to again before the answer names them.
+pub const ANNOUNCEMENTS: u8 = 2;
+/// Between the demotion of a path and its withdrawal: what is in flight on it must land first.
+pub const DRAIN: Millis = 300;
+/// A flip the kernel refused is tried again after this.
+pub const RETRY: Millis = 200;
+/// Connections are counted again this long after the flip, doubling up to [`RECOUNT_MAX`]; changes of subflows count
+/// at once.
+pub const RECOUNT: Millis = 50;
+/// The slowest count.
+pub const RECOUNT_MAX: Millis = 1_000;
+
+/// Work for the shell that ends in [`Event::Done`] or [`Event::Failed`]. Each can be repeated: what is so already is
+/// done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Step {
+    /// New vNIC up; address; rules and tables for both addresses.
+    RaisePath,
+    /// The new LAN's gateway answers through the new vNIC. Done in the background.
+    ProbeGateway,
+    /// Endpoint for the new address: `signal subflow backup`.
+    Announce,
+    /// The same withdrawn and made again.
+    Reannounce,
+    /// The flip: this side's endpoint is preferred, the other's is backup; in one netlink write.
+    Prefer(Side),
+    /// Neighbours on the new LAN told, the gateway probed afresh, the main default route moved.
+    TakeOver,
+    /// This side's endpoint deleted: RM_ADDR, its subflows close.
+    Withdraw(Side),
+    /// Undoes `RaisePath`, entry by entry.
+    LowerPath,
+    /// Old address, its rule and table gone, old vNIC down: it is the spare now.
+    ReleaseOld,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Do(Step),
+    /// Dump the connections and come back with [`Event::Counted`].
+    Count,
+    /// Say this to the host (and whoever listens on D-Bus).
+    Reply(FromGuest),
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Told(ToGuest),
+    Done(Step),
+    Failed(Step, Refusal),
+    Counted(Counts),
+    /// The path manager says that subflows came or went: worth a count.
+    SubflowsChanged,
+    /// The channel to the host was reset under us: in all likelihood the VM has just arrived.
+    TransportReset,
+    /// The time of [`Guest::deadline`] has come.
+    Deadline,
+    /// The agent was started and found this state on disk.
+    Restarted,
+}
+
+/// What is known of the VM's whereabouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Arrival {
+    /// Still at the source, as far as anybody knows.
+    No,
+    /// The transport was reset. A flip on this evidence is harmless; a withdrawal is not.
+    Guessed,
+    /// The destination said so.
+    Sure,
+}
+
+/// How the last migration ended, kept to answer those who missed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Ended {
+    Settled(MigrationId),
+    Aborted(MigrationId),
+}
+
+/// Which part of the preparation is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    Raising,
+    Probing { until: Millis },
+    Announcing,
+    Joining { until: Millis, announced: u8 },
+}
+
+/// On the way to [`Prepared`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Preparing {
+    pub plan: Prepare,
+    pub stage: Stage,
+    pub arrival: Arrival,
+    pub counts: Counts,
+}
+
+/// The new path stands and the clients have joined, as backup.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Prepared {
+    pub plan: Prepare,
+    pub counts: Counts,
+    pub arrival: Arrival,
+    /// Before arrival: when the silence of the host has lasted too long.
+    pub lease: Option<Millis>,
+}
+
+/// The new path is preferred.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Switched {
+    pub plan: Prepare,
+    pub counts: Counts,
+    pub arrival: Arrival,
+    /// The kernel has confirmed the flip.
+    pub confirmed: bool,
+    /// When to look again.
+    pub recount: Millis,
+    /// How long after that to look once more.
+    pub pause: Millis,
+    /// Before arrival: when the silence of the host has lasted too long.
+    pub lease: Option<Millis>,
+    /// When the drain policy cuts what is left; counted from sure arrival.
+    pub cut: Option<Millis>,
+}
+
+/// Which part of the settling is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Leaving {
+    /// What is in flight on the old path lands.
+    Draining { until: Millis },
+    /// The old endpoint is being deleted.
+    Withdrawing,
+    /// Legacy connections hold the old address.
+    Holding { recount: Millis },
+    /// The old address is being removed.
+    Releasing,
+}
+
+/// All that can move has moved; the old path is being left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Settling {
+    pub plan: Prepare,
+    pub counts: Counts,
+    pub leaving: Leaving,
+    pub cut: Option<Millis>,
+}
+
+/// Everything is being put back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Undoing {
+    pub plan: Prepare,
+    /// After a flip: when what is in flight on the new path has landed. `None`: the tear-down is ordered.
+    pub drain: Option<Millis>,
+    /// Why, if the guest itself gave up.
+    pub why: Option<Refusal>,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Guest {
+    Idle { last: Option<Ended> },
+    Preparing(Preparing),
+    Prepared(Prepared),
+    Switched(Switched),
+    Settling(Settling),
+    Undoing(Undoing),
+}
+
+/// When the machine wants [`Event::Deadline`], and what it waits for until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    pub at: Millis,
+    pub awaited: &'static str,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Guest::Idle { last: None }
+    }
+}
+
+impl Guest {
+    /// One event in, the next state and the shell's orders out. `now` never goes back.
+    #[must_use]
+    pub fn handle(self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match (self, event) {
+            // ---- any state: questions, and messages about a migration that is not ours
+            (state, Event::Told(ToGuest::Query)) => {
+                let status = FromGuest::Status(state.status());
+                (state, vec![Order::Reply(status)])
+            }
+            (state, Event::Told(told)) if told.migration() != state.migration() => state.handle_foreign(told),
+
+            // ---- Preparing
+            (Guest::Preparing(s), event) => s.handle(now, event),
+
+            // ---- Prepared
+            (Guest::Prepared(s), Event::Told(ToGuest::Switch { to: Side::New, .. })) => s.switch(now, Arrival::No),
+            (Guest::Prepared(s), Event::TransportReset) if s.arrival == Arrival::No => s.switch(now, Arrival::Guessed),
+            (Guest::Prepared(s), Event::Told(ToGuest::Arrived { .. })) => s.switch(now, Arrival::Sure),
+            (Guest::Prepared(s), Event::Told(ToGuest::Abort { .. })) if s.arrival < Arrival::Sure => undo(s.plan, None),
+            (Guest::Prepared(s), Event::Deadline) if s.lease.is_some_and(|at| now >= at) => undo(s.plan, None),
+            (Guest::Prepared(s), Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. })) => {
+                let lease = s.lease.map(|_| now + s.plan.lease);
+                let answer = s.answer();
+                (Guest::Prepared(Prepared { lease, ..s }), vec![answer])
+            }
+            (Guest::Prepared(s), Event::SubflowsChanged | Event::Restarted) => (Guest::Prepared(s), vec![Order::Count]),
+            (Guest::Prepared(s), Event::Counted(counts)) => (Guest::Prepared(Prepared { counts, ..s }), vec![]),
+
+            // ---- Switched
+            (Guest::Switched(s), event) => s.handle(now, event),
+
+            // ---- Settling
+            (Guest::Settling(s), event) => s.handle(now, event),
+
+            // ---- Undoing
+            (Guest::Undoing(s), Event::Deadline) if s.drain.is_some_and(|at| now >= at) => undo(s.plan, s.why),
+            (Guest::Undoing(s), Event::Restarted) => undo(s.plan, s.why),
+            (Guest::Undoing(s), Event::Done(Step::LowerPath) | Event::Failed(Step::LowerPath, _)) => {
+                let migration = s.plan.migration;
+                let reply = match s.why {
+                    Some(why) => FromGuest::Refused { migration, why },
+                    None => FromGuest::Aborted { migration },
+                };
+                (Guest::Idle { last: Some(Ended::Aborted(migration)) }, vec![Order::Reply(reply)])
+            }
+
+            // ---- late, repeated, or of no consequence here
+            (state, Event::Told(ToGuest::Abort { migration })) if !matches!(state, Guest::Undoing(_)) => {
+                (state, vec![Order::Reply(FromGuest::Refused { migration, why: Refusal::Arrived })])
+            }
+            (state, _) => (state, vec![]),
+        }
+    }
+
+    /// A message about another migration than the one under way: each gets its answer, none changes anything but a
+    /// `Prepare` that finds the guest idle.
+    fn handle_foreign(self, told: ToGuest) -> (Guest, Vec<Order>) {
+        let refuse = |migration, why| vec![Order::Reply(FromGuest::Refused { migration, why })];
+        match (self, told) {
+            (Guest::Idle { .. }, ToGuest::Prepare(plan)) => {
+                if plan.old == plan.new {
+                    let why = Refusal::NoSuchVnic(plan.new);
+                    return (Guest::Idle { last: None }, refuse(plan.migration, why));
+                }
+                let arrival = if plan.arrived { Arrival::Sure } else { Arrival::No };
+                let state = Preparing { plan, stage: Stage::Raising, arrival, counts: Counts::default() };
+                (Guest::Preparing(state), vec![Order::Do(Step::RaisePath)])
+            }
+            (state, ToGuest::Prepare(plan)) => {
+                let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
+                (state, refuse(plan.migration, busy))
+            }
+            (Guest::Idle { last: Some(Ended::Settled(m)) }, ToGuest::Arrived { migration }) if m == migration => {
+                let state = Guest::Idle { last: Some(Ended::Settled(m)) };
+                (state, vec![Order::Reply(FromGuest::Settled { migration })])
+            }
+            (state @ Guest::Idle { .. }, ToGuest::Abort { migration }) => {
+                (state, vec![Order::Reply(FromGuest::Aborted { migration })]) // nothing of it is here: already so
+            }
+            (state, told) => match told.migration() {
+                Some(migration) => (state, refuse(migration, Refusal::NoSuchMigration)),
+                None => (state, vec![]),
+            },
+        }
+    }
+
+    /// What is awaited, and until when.
+    pub fn deadline(&self) -> Option<Deadline> {
+        let (at, awaited) = match self {
+            Guest::Preparing(s) => match s.stage {
+                Stage::Probing { until } => (until, "an answer from the new LAN's gateway"),
+                Stage::Joining { until, .. } => (until, "joins on the new address"),
+                Stage::Raising | Stage::Announcing => return None,
+            },
+            Guest::Prepared(s) => (s.lease?, "a word from the host"),
+            Guest::Switched(s) if !s.confirmed => (s.recount, "the kernel to take the flip"),
+            Guest::Switched(s) => (s.recount, "data on every new subflow"),
+            Guest::Settling(s) => match s.leaving {
+                Leaving::Draining { until } => (until, "the old path's data to land"),
+                Leaving::Holding { recount } => (recount, "the last legacy connection to close"),
+                Leaving::Withdrawing | Leaving::Releasing => return None,
+            },
+            Guest::Undoing(s) => (s.drain?, "the new path's data to land"),
+            Guest::Idle { .. } => return None,
+        };
+        Some(Deadline { at, awaited })
+    }
+
+    /// The migration under way.
+    pub fn migration(&self) -> Option<MigrationId> {
+        self.plan().map(|plan| plan.migration)
+    }
+
+    /// What the host asked for.
+    pub fn plan(&self) -> Option<&Prepare> {
+        match self {
+            Guest::Idle { .. } => None,
+            Guest::Preparing(Preparing { plan, .. })
+            | Guest::Prepared(Prepared { plan, .. })
+            | Guest::Switched(Switched { plan, .. })
+            | Guest::Settling(Settling { plan, .. })
+            | Guest::Undoing(Undoing { plan, .. }) => Some(plan),
+        }
+    }
+
+    /// The vNICs of the migration under way: old, new.
+    pub fn vnics(&self) -> Option<(Mac, Mac)> {
+        self.plan().map(|plan| (plan.old, plan.new))
+    }
+
+    /// The state's name, as logs and `status` print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Guest::Idle { .. } => "idle",
+            Guest::Preparing(_) => "preparing",
+            Guest::Prepared(_) => "prepared",
+            Guest::Switched(s) if s.arrival == Arrival::No => "switched early",
+            Guest::Switched(_) => "switched",
+            Guest::Settling(_) => "settling",
+            Guest::Undoing(_) => "undoing",
+        }
+    }
+
+    /// What `status` answers.
+    pub fn status(&self) -> GuestStatus {
+        let counts = match self {
+            Guest::Idle { .. } | Guest::Undoing(_) => Counts::default(),
+            Guest::Preparing(Preparing { counts, .. })
+            | Guest::Prepared(Prepared { counts, .. })
+            | Guest::Switched(Switched { counts, .. })
+            | Guest::Settling(Settling { counts, .. }) => *counts,
+        };
+        GuestStatus {
+            state: self.name().into(),
+            migration: self.migration(),
+            counts,
+            awaiting: self.deadline().map(|d| d.awaited.into()),
+        }
+    }
+}
+
+impl Preparing {
+    fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match (self.stage, event) {
+            (Stage::Raising, Event::Done(Step::RaisePath)) => {
+                self.stage = Stage::Probing { until: now + GATEWAY };
+                (Guest::Preparing(self), vec![Order::Do(Step::ProbeGateway)])
+            }
+            (Stage::Probing { .. }, Event::Done(Step::ProbeGateway)) => {
+                self.stage = Stage::Announcing;
+                (Guest::Preparing(self), vec![Order::Do(Step::Announce)])
+            }
+            (Stage::Probing { until }, Event::Deadline) if now >= until => {
+                let why = match self.plan.addressing {
+                    crate::Addressing::Static { gateway, .. } => Refusal::GatewaySilent(gateway),
+                    _ => Refusal::Addressing,
+                };
+                undo(self.plan, Some(why))
+            }
+            (Stage::Announcing, Event::Done(Step::Announce)) => {
+                self.stage = Stage::Joining { until: now + JOINS, announced: 1 };
+                (Guest::Preparing(self), vec![Order::Count])
+            }
+            (Stage::Joining { .. }, Event::SubflowsChanged | Event::Done(Step::Reannounce)) => {
+                (Guest::Preparing(self), vec![Order::Count])
+            }
+            (Stage::Joining { .. }, Event::Counted(counts)) => {
+                self.counts = counts;
+                if counts.waiting == 0 { self.joined(now) } else { (Guest::Preparing(self), vec![]) }
+            }
+            (Stage::Joining { until, announced }, Event::Deadline) if now >= until => {
+                if announced >= ANNOUNCEMENTS {
+                    return self.joined(now); // with stragglers: they keep the old address
+                }
+                self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1 };
+                (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
+            }
+            (_, Event::Failed(Step::RaisePath | Step::ProbeGateway | Step::Announce | Step::Reannounce, why)) => {
+                undo(self.plan, Some(why))
+            }
+            (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None),
+            (_, Event::Told(ToGuest::Arrived { .. })) => {
+                self.arrival = Arrival::Sure;
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::TransportReset) => {
+                self.arrival = self.arrival.max(Arrival::Guessed);
+                (Guest::Preparing(self), vec![])
+            }
+            (stage, Event::Restarted) => {
+                let order = match stage {
+                    Stage::Raising => Order::Do(Step::RaisePath),
+                    Stage::Probing { .. } => Order::Do(Step::ProbeGateway),
+                    Stage::Announcing => Order::Do(Step::Announce),
+                    Stage::Joining { .. } => Order::Count,
+                };
+                (Guest::Preparing(self), vec![order])
+            }
+            (_, _) => (Guest::Preparing(self), vec![]),
+        }
+    }
+
+    fn joined(self, now: Millis) -> (Guest, Vec<Order>) {
+        let Preparing { plan, arrival, counts, .. } = self;
+        let lease = (arrival == Arrival::No).then_some(now + plan.lease);
+        let state = Prepared { plan, counts, arrival, lease };
+        if arrival == Arrival::No {
+            let answer = state.answer();
+            (Guest::Prepared(state), vec![answer])
+        } else {
+            state.switch(now, arrival)
+        }
+    }
+}
+
+impl Prepared {
+    fn answer(&self) -> Order {
+        Order::Reply(FromGuest::Prepared { migration: self.plan.migration, counts: self.counts })
+    }
+
+    fn switch(self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        let arrival = self.arrival.max(arrival);
+        let mut orders = vec![Order::Do(Step::Prefer(Side::New))];
+        if arrival > Arrival::No {
+            orders.push(Order::Do(Step::TakeOver));
+        }
+        let state = Switched {
+            counts: self.counts,
+            arrival,
+            confirmed: false,
+            recount: now + RETRY,
+            pause: RECOUNT,
+            lease: (arrival == Arrival::No).then_some(now + self.plan.lease),
+            cut: None,
+            plan: self.plan,
+        };
+        (Guest::Switched(state.cut_from(now)), orders)
+    }
+}
+
+impl Switched {
+    fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match event {
+            Event::Done(Step::Prefer(Side::New)) => {
+                self.confirmed = true;
+                self.recount = now + self.pause;
+                let answer = self.answer();
+                (Guest::Switched(self), vec![answer])
+            }
+            Event::Deadline if self.lease.is_some_and(|at| now >= at) => self.undo(now),
+            Event::Deadline if now >= self.recount && !self.confirmed => {
+                self.recount = now + RETRY;
+                (Guest::Switched(self), vec![Order::Do(Step::Prefer(Side::New))])
+            }
+            Event::Deadline if now >= self.recount => {
+                self.pause = (self.pause * 2).min(RECOUNT_MAX);
+                self.recount = now + self.pause;
+                (Guest::Switched(self), vec![Order::Count])
+            }
+            Event::SubflowsChanged => (Guest::Switched(self), vec![Order::Count]),
+            Event::Counted(counts) => {
+                self.counts = counts;
+                self.settle(now)
+            }
+            Event::TransportReset if self.arrival == Arrival::No => self.arrive(now, Arrival::Guessed),
+            Event::Told(ToGuest::Arrived { .. }) if self.arrival < Arrival::Sure => {
+                let known = self.arrival > Arrival::No;
+                let answer = self.confirmed.then(|| self.answer());
+                let (state, mut orders) = self.arrive(now, Arrival::Sure);
+                if known {
+                    orders.clear();
+                }
+                orders.extend(answer);
+                (state, orders)
+            }
+            Event::Told(ToGuest::Switch { to: Side::New, .. } | ToGuest::Arrived { .. }) if self.confirmed => {
+                let answer = self.answer();
+                (Guest::Switched(self), vec![answer])
+            }
+            Event::Told(ToGuest::KeepAlive { .. }) => {
+                self.lease = self.lease.map(|_| now + self.plan.lease);
+                (Guest::Switched(self), vec![])
+            }
+            Event::Told(ToGuest::Switch { to: Side::Old, .. }) => {
+                let migration = self.plan.migration;
+                let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
+                let state =
+                    Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease: self.lease };
+                (Guest::Prepared(state), vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)])
+            }
+            Event::Told(ToGuest::Abort { .. }) if self.arrival < Arrival::Sure => self.undo(now),
+            Event::Told(ToGuest::Abort { migration }) => {
+                (Guest::Switched(self), vec![Order::Reply(FromGuest::Refused { migration, why: Refusal::Arrived })])
+            }
+            Event::Restarted => {
+                self.recount = now + RETRY;
+                let mut orders = vec![Order::Do(Step::Prefer(Side::New))];
+                if self.arrival > Arrival::No {
+                    orders.push(Order::Do(Step::TakeOver));
+                }
+                (Guest::Switched(self), orders)
+            }
+            _ => (Guest::Switched(self), vec![]),
+        }
+    }
+
+    fn answer(&self) -> Order {
+        let migration = self.plan.migration;
+        Order::Reply(FromGuest::Switched { migration, to: Side::New, counts: self.counts })
+    }
+
+    fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        self.arrival = arrival;
+        self.lease = None;
+        self.recount = now + RECOUNT;
+        self.pause = RECOUNT;
+        (Guest::Switched(self.cut_from(now)), vec![Order::Do(Step::TakeOver)])
+    }
+
+    fn cut_from(mut self, now: Millis) -> Self {
+        if let (Arrival::Sure, Drain::For(time), None) = (self.arrival, self.plan.drain, self.cut) {
+            self.cut = Some(now + time);
+        }
+        self
+    }
+
+    /// Leaves the old path once nobody needs it, or policy says that they had time enough.
+    fn settle(self, now: Millis) -> (Guest, Vec<Order>) {
+        let moved = self.counts.waiting == 0 && self.counts.moved >= self.counts.joined;
+        let cut = self.cut.is_some_and(|at| now >= at);
+        if self.arrival < Arrival::Sure || !self.confirmed || !(moved || cut) {
+            return (Guest::Switched(self), vec![]);
+        }
+        let Switched { plan, counts, cut, .. } = self;
+        (Guest::Settling(Settling { plan, counts, leaving: Leaving::Draining { until: now + DRAIN }, cut }), vec![])
+    }
+
+    fn undo(self, now: Millis) -> (Guest, Vec<Order>) {
+        let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None };
+        (Guest::Undoing(state), vec![Order::Do(Step::Prefer(Side::Old))])
+    }
+}
+
+impl Settling {
+    fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match (self.leaving, event) {
+            (Leaving::Draining { until }, Event::Deadline) if now >= until => {
+                self.leaving = Leaving::Withdrawing;
+                // ---- the point of no return ----
+                (Guest::Settling(self), vec![Order::Do(Step::Withdraw(Side::Old))])
+            }
+            (Leaving::Withdrawing, Event::Done(Step::Withdraw(_)) | Event::Failed(Step::Withdraw(_), _)) => {
+                self.leaving = Leaving::Holding { recount: now + RECOUNT_MAX };
+                (Guest::Settling(self), vec![Order::Count])
+            }
+            (Leaving::Holding { .. }, Event::Counted(counts)) => {
+                self.counts = counts;
+                let idle = counts.legacy == 0 && counts.waiting == 0;
+                let release = match self.plan.drain {
+                    Drain::Forever => false,
+                    Drain::UntilIdle => idle,
+                    Drain::For(_) => idle || self.cut.is_some_and(|at| now >= at),
+                };
+                if !release {
+                    return (Guest::Settling(self), vec![]);
+                }
+                self.leaving = Leaving::Releasing;
+                (Guest::Settling(self), vec![Order::Do(Step::ReleaseOld)])
+            }
+            (Leaving::Holding { recount }, Event::Deadline) if now >= recount => {
+                self.leaving = Leaving::Holding { recount: now + RECOUNT_MAX };
+                (Guest::Settling(self), vec![Order::Count])
+            }
+            (Leaving::Holding { .. }, Event::SubflowsChanged) => (Guest::Settling(self), vec![Order::Count]),
+            (Leaving::Releasing, Event::Done(Step::ReleaseOld) | Event::Failed(Step::ReleaseOld, _)) => {
+                let migration = self.plan.migration;
+                let reply = Order::Reply(FromGuest::Settled { migration });
+                (Guest::Idle { last: Some(Ended::Settled(migration)) }, vec![reply])
+            }
+            (_, Event::Told(ToGuest::Arrived { migration } | ToGuest::Switch { migration, to: Side::New })) => {
+                let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };
+                (Guest::Settling(self), vec![Order::Reply(reply)])
+            }
+            (_, Event::Told(ToGuest::Abort { migration } | ToGuest::Switch { migration, .. })) => {
+                let reply = FromGuest::Refused { migration, why: Refusal::Arrived };
+                (Guest::Settling(self), vec![Order::Reply(reply)])
+            }
+            (leaving, Event::Restarted) => {
+                let orders = match leaving {
+                    Leaving::Draining { .. } => vec![],
+                    Leaving::Withdrawing => vec![Order::Do(Step::Withdraw(Side::Old))],
+                    Leaving::Holding { .. } => vec![Order::Count],
+                    Leaving::Releasing => vec![Order::Do(Step::ReleaseOld)],
+                };
+                (Guest::Settling(self), orders)
+            }
+            (_, _) => (Guest::Settling(self), vec![]),
+        }
+    }
+}
+
+/// Tears down what was prepared; the traffic is on the old path already.
+fn undo(plan: Prepare, why: Option<Refusal>) -> (Guest, Vec<Order>) {
+    let orders =
+        vec![Order::Do(Step::Prefer(Side::Old)), Order::Do(Step::Withdraw(Side::New)), Order::Do(Step::LowerPath)];
+    (Guest::Undoing(Undoing { plan, drain: None, why }), orders)
+}
+
+impl ToGuest {
+    /// The migration it is about.
+    pub fn migration(&self) -> Option<MigrationId> {
+        match self {
+            ToGuest::Prepare(plan) => Some(plan.migration),
+            ToGuest::Switch { migration, .. }
+            | ToGuest::Arrived { migration }
+            | ToGuest::Abort { migration }
+            | ToGuest::KeepAlive { migration } => Some(*migration),
+            ToGuest::Query => None,
+        }
+    }
+}
