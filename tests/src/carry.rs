@@ -1,0 +1,162 @@
+//! What `lab-wire` does: carries frames between two TAP devices, late by a fixed time.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, ErrorKind, Read as _, Write as _},
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::time::TimeSpec,
+};
+
+use crate::{
+    netns::enter_here,
+    shell::{During as _, Result},
+    tap,
+};
+
+/// Frames that come within this time share a wake-up: it bounds the wire's cost, and its error.
+const COALESCE: Duration = Duration::from_micros(60);
+/// More waiting frames than this are dropped: 2 Gbit/s of full frames over 500 ms.
+const QUEUE_FRAMES: usize = 84_000;
+/// A 9000-byte payload with its Ethernet header and two VLAN tags.
+const FRAME: usize = 9_022;
+
+/// Frames on their way in one direction.
+struct Way {
+    waiting: VecDeque<(Instant, Vec<u8>)>,
+}
+
+/// What the lab may change while the wire runs.
+struct Settings {
+    delay: Duration,
+    loss: f64,
+    cut: bool,
+    random: u64,
+}
+
+/// Carries frames until standard input closes, taking orders from it: `delay MICROSECONDS`, `loss PROBABILITY`,
+/// `cut`, `mend`. Prints `ready` once both devices exist.
+///
+/// # Errors
+/// The devices could not be made, or polling failed.
+pub fn carry(ends: [(&Path, &str); 2], delay: Duration, loss: f64, seed: u64) -> Result<()> {
+    let mut taps = Vec::new();
+    for (ns, interface) in ends {
+        enter_here(ns)?;
+        taps.push(tap::open(interface)?);
+    }
+    println!("ready");
+    // A half-dozen of the frame buffers that travel between `spare` and the queues.
+    let mut spare: Vec<Vec<u8>> = Vec::new();
+    let mut ways = [Way { waiting: VecDeque::new() }, Way { waiting: VecDeque::new() }];
+    let mut settings = Settings { delay, loss, cut: false, random: seed | 1 };
+    let input = io::stdin();
+    let mut pending = String::new();
+    loop {
+        let due = ways.iter().filter_map(|way| way.waiting.front()).map(|(due, _)| *due).min();
+        let fds = [input.as_fd(), taps[0].as_fd(), taps[1].as_fd()];
+        let Some(readable) = wait(fds, due)? else { continue };
+        if readable[0] && !obey(&input, &mut pending, &mut settings, &mut ways) {
+            return Ok(());
+        }
+        for (index, way) in ways.iter_mut().enumerate() {
+            if readable[1 + index] {
+                take(&taps[index], way, &mut settings, &mut spare);
+            }
+            deliver(way, &taps[1 - index], &mut spare);
+        }
+        std::thread::sleep(COALESCE);
+    }
+}
+
+/// Waits until something can be read or the next frame is due. `None`: a signal came between.
+fn wait(fds: [BorrowedFd<'_>; 3], due: Option<Instant>) -> Result<Option<[bool; 3]>> {
+    let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let timeout = due.map(|due| TimeSpec::from_duration(due.saturating_duration_since(Instant::now())));
+    match ppoll(&mut polled, timeout, None) {
+        Ok(_) => Ok(Some(polled.map(|fd| fd.any().unwrap_or(false)))),
+        Err(Errno::EINTR) => Ok(None),
+        Err(error) => Err(error).during(|| "wait for frames".into()),
+    }
+}
+
+/// Reads orders. False: the lab is gone.
+fn obey(input: &io::Stdin, pending: &mut String, settings: &mut Settings, ways: &mut [Way; 2]) -> bool {
+    let mut buffer = [0; 256];
+    match nix::unistd::read(input.as_fd(), &mut buffer) {
+        Ok(0) | Err(_) => return false,
+        Ok(length) => pending.push_str(&String::from_utf8_lossy(&buffer[..length])),
+    }
+    while let Some((line, rest)) = pending.split_once('\n') {
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("delay", micros) => settings.delay = Duration::from_micros(micros.parse().unwrap_or(0)),
+            ("loss", probability) => settings.loss = probability.parse().unwrap_or(0.0),
+            ("cut", _) => {
+                settings.cut = true;
+                ways.iter_mut().for_each(|way| way.waiting.clear());
+            }
+            ("mend", _) => settings.cut = false,
+            _ => eprintln!("lab-wire: unknown order {line:?}"),
+        }
+        *pending = rest.to_owned();
+    }
+    true
+}
+
+/// Takes all frames that a device has sent.
+fn take(mut tap: &File, way: &mut Way, settings: &mut Settings, spare: &mut Vec<Vec<u8>>) {
+    // What is read now came in during the last COALESCE; half of it is the mean error, if the delay can bear it.
+    let due = Instant::now() + settings.delay.saturating_sub(COALESCE);
+    loop {
+        let mut frame = spare.pop().unwrap_or_default();
+        frame.resize(FRAME, 0);
+        match tap.read(&mut frame) {
+            Ok(length) if settings.cut || way.waiting.len() >= QUEUE_FRAMES || settings.loses() => {
+                frame.truncate(length);
+                spare.push(frame);
+            }
+            Ok(length) => {
+                frame.truncate(length);
+                way.waiting.push_back((due, frame));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => spare.push(frame),
+            Err(_) => return spare.push(frame), // WouldBlock: that was all; EBADFD: the device is being removed
+        }
+    }
+}
+
+/// Hands over the frames whose time has come.
+fn deliver(way: &mut Way, mut tap: &File, spare: &mut Vec<Vec<u8>>) {
+    let now = Instant::now();
+    while let Some((due, _)) = way.waiting.front()
+        && *due <= now
+        && let Some((_, frame)) = way.waiting.pop_front()
+    {
+        // A device that is down loses what comes to it, as a real one does.
+        let _ = tap.write(&frame);
+        if spare.len() < 4096 {
+            spare.push(frame);
+        }
+    }
+}
+
+impl Settings {
+    /// Draws (xorshift64*).
+    fn loses(&mut self) -> bool {
+        if self.loss <= 0.0 {
+            return false;
+        }
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let drawn = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11;
+        (drawn as f64) < self.loss * (1_u64 << 53) as f64
+    }
+}

@@ -1,0 +1,281 @@
+//! The lab's network: a client behind its router, sites with a LAN each, and a WAN between the sites.
+//!
+//! ```text
+//!                       wire client_rtt          bridge br-NAME
+//!            +- edge ---------------------- gw-NAME ---- NAME (the host; VMs' taps go into the bridge)
+//!  client ---+                                             |
+//!  10.9.0.2  +- 10.9.0.1 -- (other sites)                  | wire wan_rtt
+//!                                                         wan (router) ---- (other sites)
+//! ```
+//! Site number i (from 1) has LAN 10.i.0.0/24 with gateway 10.i.0.1, and WAN address 172.30.i.2.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    netns::Netns,
+    shell::{LabError, Result, run},
+    wire::{End, Wire, WireOptions},
+};
+
+/// The client's one address.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// Its interface.
+pub const CLIENT_INTERFACE: &str = "eth0";
+
+/// How far one site is from everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteLinks {
+    /// The site's name: of its host, of its LAN, of the namespace. At most 11 characters.
+    pub name: String,
+    /// Round trip between the client and this site's LAN.
+    pub client_rtt: Duration,
+    /// This site's part of the round trip to another site: the two parts add up.
+    pub wan_rtt: Duration,
+}
+
+/// The whole network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopologyOptions {
+    /// The sites, in the order of their numbers.
+    pub sites: Vec<SiteLinks>,
+    /// Rate of each link between the client's router and a LAN, Mbit/s.
+    pub client_rate_mbit: u32,
+    /// Rate of the WAN between sites, Mbit/s.
+    pub wan_rate_mbit: u32,
+    /// MTU of the WAN.
+    pub wan_mtu: u32,
+    /// MTU of the LANs.
+    pub lan_mtu: u32,
+    /// See [`WireOptions::queue`].
+    pub queue: Duration,
+    /// Raise the client's MPTCP limits to 8 subflows and 8 accepted addresses. The kernel's default accepts none.
+    pub client_mptcp_limits: bool,
+}
+
+impl Default for TopologyOptions {
+    /// Montreal far from the client (70 ms), dallas near (2 ms), 70 ms between them, 200 Mbit/s everywhere.
+    fn default() -> TopologyOptions {
+        let site = |name: &str, client_ms, wan_ms| SiteLinks {
+            name: name.into(),
+            client_rtt: Duration::from_millis(client_ms),
+            wan_rtt: Duration::from_millis(wan_ms),
+        };
+        TopologyOptions {
+            sites: vec![site("montreal", 70, 70), site("dallas", 2, 0)],
+            client_rate_mbit: 200,
+            wan_rate_mbit: 200,
+            wan_mtu: 1500,
+            lan_mtu: 1500,
+            queue: Duration::from_millis(50),
+            client_mptcp_limits: true,
+        }
+    }
+}
+
+/// Addresses and names of one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SitePlan {
+    /// From 1.
+    pub number: u8,
+    /// Also the name of its LAN.
+    pub name: String,
+    /// The LAN's bridge on the host.
+    pub bridge: String,
+    /// The LAN's gateway; its prefix length is 24.
+    pub gateway: Ipv4Addr,
+    /// The host's address on the WAN.
+    pub wan: Ipv4Addr,
+}
+
+impl SitePlan {
+    /// Address `host` of this site's LAN.
+    #[must_use]
+    pub fn address(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, host)
+    }
+}
+
+/// The bridge on each host for vNICs that are in no LAN: nothing else is in it.
+pub const SPARE_BRIDGE: &str = "lsm-spare";
+
+/// The running network. Dropping it removes it.
+#[derive(Debug)]
+pub struct Topology {
+    prefix: String,
+    // Before the namespaces: dropped first.
+    wires: BTreeMap<String, Wire>,
+    namespaces: BTreeMap<String, Netns>,
+    plans: Vec<SitePlan>,
+}
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+impl Topology {
+    /// Builds it all.
+    ///
+    /// # Errors
+    /// Not root, `lab-wire` missing, or the kernel lacks veth, bridge, TAP or TBF.
+    pub fn new(options: &TopologyOptions) -> Result<Topology> {
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("lsm{}.{number}", std::process::id());
+        let mut made = Topology { prefix, wires: BTreeMap::new(), namespaces: BTreeMap::new(), plans: Vec::new() };
+        for name in ["client", "edge", "wan"] {
+            made.add_namespace(name)?;
+        }
+        made.join("client", CLIENT_INTERFACE, "edge", "client", 1500)?;
+        made.ns("client").ip(&format!(
+            "addr add {CLIENT}/24 dev {CLIENT_INTERFACE}\nroute add default via 10.9.0.1 dev {CLIENT_INTERFACE}\n"
+        ))?;
+        made.ns("edge").ip("addr add 10.9.0.1/24 dev client\n")?;
+        if options.client_mptcp_limits {
+            made.ns("client").ip("mptcp limits set subflows 8 add_addr_accepted 8\n")?;
+        }
+        // What the client's captures see is what was on the wire.
+        for (ns, interface) in [("client", CLIENT_INTERFACE), ("edge", "client")] {
+            let mut ethtool = made.ns(ns).command("ethtool");
+            run(ethtool.args(["-K", interface, "tso", "off", "gso", "off", "gro", "off"]))?;
+        }
+        for (number, links) in (1..).zip(&options.sites) {
+            made.add_site(number, links, options)?;
+        }
+        for router in ["edge", "wan"] {
+            made.ns(router).sysctl(&[("net/ipv4/ip_forward", "1")])?;
+        }
+        Ok(made)
+    }
+
+    fn add_site(&mut self, number: u8, links: &SiteLinks, options: &TopologyOptions) -> Result<()> {
+        let name = links.name.as_str();
+        let gateway_ns = format!("gw-{name}");
+        let plan = SitePlan {
+            number,
+            name: name.into(),
+            bridge: format!("br-{name}"),
+            gateway: Ipv4Addr::new(10, number, 0, 1),
+            wan: Ipv4Addr::new(172, 30, number, 2),
+        };
+        self.add_namespace(name)?;
+        self.add_namespace(&gateway_ns)?;
+
+        // The LAN: the host's bridge, the gateway on it, and the bridge for vNICs that are nowhere.
+        let (bridge, mtu) = (&plan.bridge, options.lan_mtu);
+        self.ns(name).ip(&format!(
+            "link add {bridge} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0\nlink set {bridge} up\n\
+             link add {SPARE_BRIDGE} type bridge forward_delay 0 mcast_snooping 0\nlink set {SPARE_BRIDGE} up\n"
+        ))?;
+        self.join(name, "lan", &gateway_ns, "lan", mtu)?;
+        self.ns(name).ip(&format!("link set lan master {bridge}\n"))?;
+
+        // Client's router to gateway.
+        let wire = WireOptions {
+            delay: links.client_rtt / 2,
+            rate_mbit: Some(options.client_rate_mbit),
+            queue: options.queue,
+            mtu: 1500,
+            ..WireOptions::default()
+        };
+        self.connect(&format!("client-{name}"), ("edge", name), (&gateway_ns, "edge"), &wire)?;
+        let SitePlan { gateway, wan, .. } = plan;
+        self.ns("edge").ip(&format!(
+            "addr add 10.8.{number}.1/24 dev {name}\nroute add 10.{number}.0.0/24 via 10.8.{number}.2\n"
+        ))?;
+        self.ns(&gateway_ns).ip(&format!(
+            "addr add 10.8.{number}.2/24 dev edge\naddr add {gateway}/24 dev lan\nroute add default via 10.8.{number}.1\n"
+        ))?;
+        self.ns(&gateway_ns).sysctl(&[("net/ipv4/ip_forward", "1")])?;
+
+        // Host to the WAN's router.
+        let wire = WireOptions {
+            delay: links.wan_rtt / 2,
+            rate_mbit: Some(options.wan_rate_mbit),
+            queue: options.queue,
+            mtu: options.wan_mtu,
+            ..WireOptions::default()
+        };
+        if links.wan_rtt.is_zero() {
+            self.join(name, "wan", "wan", name, options.wan_mtu)?;
+            // veth would carry a tunnel's super-frames whole, up to a wire that cannot.
+            for (ns, interface) in [(name, "wan"), ("wan", name)] {
+                let off = ["tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off"];
+                run(self.ns(ns).command("ethtool").args(["-K", interface]).args(off))?;
+            }
+        } else {
+            self.connect(&format!("wan-{name}"), (name, "wan"), ("wan", name), &wire)?;
+        }
+        self.ns("wan").ip(&format!("addr add 172.30.{number}.1/24 dev {name}\n"))?;
+        self.ns(name).ip(&format!("addr add {wan}/24 dev wan\nroute add default via 172.30.{number}.1\n"))?;
+        self.plans.push(plan);
+        Ok(())
+    }
+
+    /// The namespace of that name: `client`, `edge`, `wan`, a site's name, or `gw-` and a site's name.
+    ///
+    /// # Panics
+    /// There is none: the test is wrong.
+    #[must_use]
+    pub fn ns(&self, name: &str) -> &Netns {
+        let found = self.namespaces.get(name);
+        found.unwrap_or_else(|| panic!("the lab has no namespace {name}, only {:?}", self.namespaces.keys()))
+    }
+
+    /// The wire of that name: `client-SITE`, or `wan-SITE` where the site's part of the WAN has a delay.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn wire(&self, name: &str) -> Result<&Wire> {
+        let none = || LabError::Other(format!("the lab has no wire {name}, only {:?}", self.wires.keys()));
+        self.wires.get(name).ok_or_else(none)
+    }
+
+    /// The sites.
+    #[must_use]
+    pub fn sites(&self) -> &[SitePlan] {
+        &self.plans
+    }
+
+    /// The site of that name.
+    ///
+    /// # Panics
+    /// There is none: the test is wrong.
+    #[must_use]
+    pub fn site(&self, name: &str) -> &SitePlan {
+        self.plans.iter().find(|plan| plan.name == name).unwrap_or_else(|| panic!("the lab has no site {name}"))
+    }
+
+    /// What this lab's names start with, unlike any other's on the machine.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn add_namespace(&mut self, name: &str) -> Result<()> {
+        let ns = Netns::new(&format!("{}-{name}", self.prefix))?;
+        self.namespaces.insert(name.into(), ns);
+        Ok(())
+    }
+
+    /// A plain cable, both ends up.
+    fn join(&self, a: &str, a_interface: &str, b: &str, b_interface: &str, mtu: u32) -> Result<()> {
+        let (a, b) = (self.ns(a).name(), self.ns(b).name());
+        let cable = format!(
+            "link add {a_interface} mtu {mtu} netns {a} type veth peer name {b_interface} mtu {mtu} netns {b}"
+        );
+        run(Command::new("ip").args(cable.split(' ')))?;
+        run(Command::new("ip").args(["-n", a, "link", "set", a_interface, "up"]))?;
+        run(Command::new("ip").args(["-n", b, "link", "set", b_interface, "up"]))?;
+        Ok(())
+    }
+
+    fn connect(&mut self, name: &str, a: (&str, &str), b: (&str, &str), options: &WireOptions) -> Result<()> {
+        let end = |(ns, interface)| End { ns: self.ns(ns), interface };
+        let wire = Wire::new(end(a), end(b), options)?;
+        self.wires.insert(name.into(), wire);
+        Ok(())
+    }
+}
