@@ -514,8 +514,7 @@ impl Switched {
             Event::Told(ToGuest::Switch { to: Side::Old, .. }) => {
                 let migration = self.plan.migration;
                 let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
-                let state =
-                    Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease: self.lease };
+                let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease: self.lease };
                 (Guest::Prepared(state), vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)])
             }
             Event::Told(ToGuest::Abort { .. }) if self.arrival < Arrival::Sure => self.undo(now),

@@ -4,11 +4,14 @@
 
 extern crate alloc;
 
+pub mod destination;
 pub mod frame;
 pub mod guest;
 mod hello;
 mod mac;
 mod message;
+
+pub mod source;
 
 pub use hello::{Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};

@@ -261,7 +261,9 @@ pub enum Decline {
     NotRunning,
     #[error("its tunnel ends could not be built: {0}")]
     Tunnel(String),
-    #[error("the tunnel cannot carry the LAN's frames of {needed} bytes: the underlay passes {available}; raise its MTU, or allow outer fragmentation")]
+    #[error(
+        "the tunnel cannot carry the LAN's frames of {needed} bytes: the underlay passes {available}; raise its MTU, or allow outer fragmentation"
+    )]
     Mtu { needed: u32, available: u32 },
 }
 
@@ -312,6 +314,8 @@ impl Peer {
 pub enum GuestFailure {
     #[error("{0}")]
     Refused(Refusal),
-    #[error("lsm-guest did not answer within {0} ms; is it running in the VM, and has the VM a vsock device or the channel org.lsm.guest.0?")]
+    #[error(
+        "lsm-guest did not answer within {0} ms; is it running in the VM, and has the VM a vsock device or the channel org.lsm.guest.0?"
+    )]
     Silent(Millis),
 }

@@ -1,0 +1,349 @@
+//! The destination's machine: the host that the VM moves to. It begins in libvirt's `migrate begin` hook, once the
+//! host that runs the VM has been found.
+//!
+//! ```text
+//!         both ends built      guest prepared, refused or waited for      the VM runs      guest: Settled
+//! Building ----------> Waiting ---------------------------> Incoming ----------> Arrived -----------> TakingDown -> Gone
+//!     |                   |             the hook is answered    |  ^ Stopped: new MAC at the own tap; Resumed: undone
+//!     +--- refused: the hook says why, nothing has moved -------+--- the VM gone, peer's abort: Undoing -> Gone
+//! ```
+
+use alloc::{vec, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Counts, Decline, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Prepare, Refusal, ToGuest, guest,
+};
+
+/// The source builds its ends within this; libvirt waits in the hook meanwhile.
+pub const ACCEPT: Millis = 4_000;
+/// What got no answer is said again after this.
+pub const REPEAT: Millis = 2_000;
+/// After an abort the source has its guest leave the tunnels, and says when; without its word they go after this.
+pub const UNDO: Millis = crate::source::UNDO + 2_000;
+
+/// What to do when the guest could not be prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unprepared {
+    /// Refuse the migration.
+    Refuse,
+    /// Go on, and join after arrival.
+    PostJoin,
+}
+
+/// The part of the host's policy that this machine applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Policy {
+    pub unprepared: Unprepared,
+    /// How long libvirt may be held for the guest's preparation.
+    pub prepare_wait: Millis,
+}
+
+/// Why the migration is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    #[error("this host's tunnel ends could not be built: {0}")]
+    Build(Decline),
+    #[error("the source host declines: {0}")]
+    Declined(Decline),
+    #[error("the source host did not build its tunnel ends within {0} ms; see its lsm-hook log")]
+    SourceSilent(Millis),
+    #[error("the guest is not prepared: {0} (set unprepared = \"post-join\" to migrate all the same)")]
+    Guest(GuestFailure),
+    #[error("the guest was not prepared within {0} ms (raise prepare_wait_ms, or set unprepared = \"post-join\")")]
+    GuestSlow(Millis),
+    #[error("the source host called the migration off")]
+    Aborted,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Both tunnels' ends here, filters. Ends in [`Event::Built`] or [`Event::BuildFailed`].
+    BuildEnds,
+    TellPeer(Peer),
+    TellGuest(ToGuest),
+    /// The waiting hook prints the rewritten XML, with a warning if there is one.
+    Admit {
+        warning: Option<GuestFailure>,
+    },
+    /// The waiting hook fails with this.
+    Refuse(Refused),
+    /// The new vNIC's MAC to its own tap, with what was put into the advance tunnel during the last round trip.
+    PointAtTap,
+    /// The new vNIC's MAC back into the advance tunnel.
+    PointAtTunnel,
+    RemoveAdvance,
+    RemoveHome,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Built,
+    BuildFailed(Decline),
+    Peer(Peer),
+    /// The VM runs here: the bridge has learnt its MAC, libvirt said Resumed, or the guest itself spoke.
+    Arrived,
+    Guest(FromGuest),
+    /// libvirt: the VM is not here (any more).
+    VmGone,
+    /// The operator asks for the tunnel to go.
+    Release,
+    Deadline,
+    Restarted,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Destination {
+    Building { offer: Offer, policy: Policy, built: bool, accepted: bool, until: Millis },
+    Waiting { offer: Offer, policy: Policy, until: Millis },
+    Incoming { offer: Offer, diverted: bool, keep_alive: Millis },
+    Arrived { offer: Offer, switched: Option<Counts>, repeat: Millis },
+    TakingDown { offer: Offer, repeat: Millis, lease: Millis },
+    Undoing { offer: Offer, until: Millis },
+    Gone,
+}
+
+impl Destination {
+    /// The host that runs the VM was found; this is what it is offered.
+    pub fn new(now: Millis, offer: Offer, policy: Policy) -> (Destination, Vec<Order>) {
+        let orders = vec![Order::TellPeer(Peer::Offer(offer.clone())), Order::BuildEnds];
+        (Destination::Building { offer, policy, built: false, accepted: false, until: now + ACCEPT }, orders)
+    }
+
+    /// One event in, the next state and the shell's orders out. `now` never goes back.
+    #[must_use]
+    pub fn handle(self, now: Millis, event: Event) -> (Destination, Vec<Order>) {
+        use Destination::{Arrived, Building, Gone, Incoming, TakingDown, Undoing, Waiting};
+        match (self, event) {
+            // ---- any state: the peer speaks of another migration
+            (state, Event::Peer(peer)) if peer.migration().is_some_and(|m| !state.is_about(m)) => (state, vec![]),
+
+            // ---- Building
+            (Building { offer, policy, accepted, until, .. }, Event::Built) => {
+                both(now, offer, policy, true, accepted, until)
+            }
+            (Building { offer, policy, built, until, .. }, Event::Peer(Peer::Accepted { .. })) => {
+                both(now, offer, policy, built, true, until)
+            }
+            (Building { offer, .. }, Event::BuildFailed(why)) => refuse(now, offer, Refused::Build(why)),
+            (Building { offer, .. }, Event::Peer(Peer::Declined { why, .. })) => {
+                refuse(now, offer, Refused::Declined(why))
+            }
+            (Building { offer, until, .. }, Event::Deadline) if now >= until => {
+                refuse(now, offer, Refused::SourceSilent(ACCEPT))
+            }
+            (Building { offer, .. } | Waiting { offer, .. }, Event::Peer(Peer::Abort { .. })) => {
+                refuse(now, offer, Refused::Aborted)
+            }
+            // The hook that waited for us died with the service: libvirt has refused the migration already.
+            (Building { offer, .. } | Waiting { offer, .. }, Event::Restarted) => undo(now, offer, true),
+
+            // ---- Waiting
+            (Waiting { offer, .. }, Event::Peer(Peer::GuestPrepared { .. })) => admit(now, offer, None),
+            (Waiting { offer, policy, .. }, Event::Peer(Peer::GuestRefused { why, .. })) => match policy.unprepared {
+                Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
+                Unprepared::PostJoin => admit(now, offer, Some(why)),
+            },
+            (Waiting { offer, policy, until }, Event::Deadline) if now >= until => match policy.unprepared {
+                Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
+                Unprepared::PostJoin => admit(now, offer, None),
+            },
+
+            // ---- Incoming
+            (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Stopped { .. })) => {
+                (Incoming { offer, diverted: true, keep_alive }, vec![Order::PointAtTap])
+            }
+            (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Resumed { .. })) => {
+                (Incoming { offer, diverted: false, keep_alive }, vec![Order::PointAtTunnel])
+            }
+            (Incoming { offer, diverted, .. }, Event::Arrived) => arrive(now, offer, diverted),
+            (Incoming { offer, diverted, keep_alive }, Event::Deadline) if now >= keep_alive => {
+                let say = Order::TellPeer(Peer::KeepAlive { migration: offer.migration });
+                let keep_alive = now + offer.lease / 3;
+                (Incoming { offer, diverted, keep_alive }, vec![say])
+            }
+            (Incoming { offer, .. }, Event::Peer(Peer::Abort { .. })) => undo(now, offer, false),
+            (Incoming { offer, .. }, Event::VmGone | Event::Release) => undo(now, offer, true),
+
+            // ---- Arrived
+            (
+                Arrived { offer, switched: None, repeat },
+                Event::Guest(FromGuest::Switched { migration, counts, .. }),
+            ) if migration == offer.migration => (Arrived { offer, switched: Some(counts), repeat }, vec![]),
+            (Arrived { offer, switched, repeat }, Event::Guest(FromGuest::Refused { migration, why }))
+                if migration == offer.migration =>
+            {
+                let orders = match why {
+                    Refusal::NoSuchMigration => vec![Order::TellGuest(ToGuest::Prepare(offer.prepare(true)))],
+                    _ => vec![], // the tunnel stays; said again at the next repetition
+                };
+                (Arrived { offer, switched, repeat }, orders)
+            }
+            (Arrived { offer, .. }, Event::Guest(FromGuest::Settled { migration })) if migration == offer.migration => {
+                take_down(now, offer)
+            }
+            (Arrived { offer, .. }, Event::Release | Event::VmGone) => take_down(now, offer),
+            (Arrived { offer, switched, repeat }, Event::Deadline) if now >= repeat => {
+                let mut orders = vec![Order::TellPeer(Peer::KeepAlive { migration: offer.migration })];
+                if offer.join != Join::Never {
+                    orders.push(Order::TellGuest(ToGuest::Arrived { migration: offer.migration }));
+                }
+                (Arrived { offer, switched, repeat: now + REPEAT }, orders)
+            }
+            (Arrived { offer, switched, repeat }, Event::Restarted) => {
+                let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
+                (Arrived { offer, switched, repeat }, vec![Order::PointAtTap, Order::RemoveAdvance, arrived])
+            }
+
+            // ---- TakingDown
+            (TakingDown { .. }, Event::Peer(Peer::TakenDown { .. })) => (Gone, vec![]),
+            (TakingDown { lease, .. }, Event::Deadline) if now >= lease => (Gone, vec![]),
+            (TakingDown { offer, repeat, lease }, Event::Deadline) if now >= repeat => {
+                let say = Order::TellPeer(Peer::TakeDown { migration: offer.migration });
+                (TakingDown { offer, repeat: now + REPEAT, lease }, vec![say])
+            }
+            (TakingDown { offer, repeat, lease }, Event::Restarted) => {
+                let say = Order::TellPeer(Peer::TakeDown { migration: offer.migration });
+                (TakingDown { offer, repeat, lease }, vec![Order::RemoveAdvance, Order::RemoveHome, say])
+            }
+
+            // ---- Undoing
+            (Undoing { .. }, Event::Peer(Peer::TakenDown { .. })) => {
+                (Gone, vec![Order::RemoveAdvance, Order::RemoveHome])
+            }
+            (Undoing { until, .. }, Event::Deadline) if now >= until => {
+                (Gone, vec![Order::RemoveAdvance, Order::RemoveHome])
+            }
+
+            // ---- late, repeated, or of no consequence here
+            (state, _) => (state, vec![]),
+        }
+    }
+
+    /// When the machine wants [`Event::Deadline`], and what it waits for until then.
+    pub fn deadline(&self) -> Option<guest::Deadline> {
+        let (at, awaited) = match self {
+            Destination::Building { until, .. } => (*until, "both hosts' tunnel ends"),
+            Destination::Waiting { until, .. } => (*until, "the guest's preparation"),
+            Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
+            Destination::Arrived { repeat, .. } => (*repeat, "the guest to settle"),
+            Destination::TakingDown { repeat, lease, .. } => (*repeat.min(lease), "the source to take its end down"),
+            Destination::Undoing { until, .. } => (*until, "the source to undo its part"),
+            Destination::Gone => return None,
+        };
+        Some(guest::Deadline { at, awaited })
+    }
+
+    /// The state's name, as logs and `status` print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Destination::Building { .. } => "building",
+            Destination::Waiting { .. } => "waiting",
+            Destination::Incoming { diverted: true, .. } => "incoming, stopped",
+            Destination::Incoming { .. } => "incoming",
+            Destination::Arrived { switched: Some(_), .. } => "arrived, switched",
+            Destination::Arrived { .. } => "arrived",
+            Destination::TakingDown { .. } => "taking down",
+            Destination::Undoing { .. } => "undoing",
+            Destination::Gone => "gone",
+        }
+    }
+
+    /// What the source was offered.
+    pub fn offer(&self) -> Option<&Offer> {
+        match self {
+            Destination::Building { offer, .. }
+            | Destination::Waiting { offer, .. }
+            | Destination::Incoming { offer, .. }
+            | Destination::Arrived { offer, .. }
+            | Destination::TakingDown { offer, .. }
+            | Destination::Undoing { offer, .. } => Some(offer),
+            Destination::Gone => None,
+        }
+    }
+
+    fn is_about(&self, migration: MigrationId) -> bool {
+        self.offer().is_some_and(|offer| offer.migration == migration)
+    }
+}
+
+fn both(
+    now: Millis,
+    offer: Offer,
+    policy: Policy,
+    built: bool,
+    accepted: bool,
+    until: Millis,
+) -> (Destination, Vec<Order>) {
+    if !built || !accepted {
+        return (Destination::Building { offer, policy, built, accepted, until }, vec![]);
+    }
+    if offer.join == Join::Before && policy.prepare_wait > 0 {
+        (Destination::Waiting { offer, policy, until: now + policy.prepare_wait }, vec![])
+    } else {
+        admit(now, offer, None)
+    }
+}
+
+fn admit(now: Millis, offer: Offer, warning: Option<GuestFailure>) -> (Destination, Vec<Order>) {
+    let keep_alive = now + offer.lease / 3;
+    (Destination::Incoming { offer, diverted: false, keep_alive }, vec![Order::Admit { warning }])
+}
+
+fn refuse(now: Millis, offer: Offer, why: Refused) -> (Destination, Vec<Order>) {
+    let order = Order::Refuse(why.clone());
+    let (state, orders) = match why {
+        Refused::Declined(_) => (Destination::Gone, vec![Order::RemoveAdvance, Order::RemoveHome]),
+        _ => undo(now, offer, why != Refused::Aborted),
+    };
+    (state, [vec![order], orders].concat())
+}
+
+/// The source first: the guest there may still send through the tunnels, and stops within [`UNDO`].
+fn undo(now: Millis, offer: Offer, tell: bool) -> (Destination, Vec<Order>) {
+    let say = Order::TellPeer(Peer::Abort { migration: offer.migration });
+    let orders = if tell { vec![say] } else { vec![] };
+    (Destination::Undoing { offer, until: now + UNDO }, orders)
+}
+
+fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>) {
+    let migration = offer.migration;
+    // ---- the point of no return: the VM lives here now ----
+    let mut orders = if diverted { vec![] } else { vec![Order::PointAtTap] };
+    match offer.join {
+        // Not prepared after all: the guest answers that it knows no such migration, and is told all of it.
+        Join::Before => orders.push(Order::TellGuest(ToGuest::Arrived { migration })),
+        Join::After => orders.push(Order::TellGuest(ToGuest::Prepare(offer.prepare(true)))),
+        Join::Never => {}
+    }
+    orders.extend([Order::TellPeer(Peer::Arrived { migration }), Order::RemoveAdvance]);
+    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT }, orders)
+}
+
+fn take_down(now: Millis, offer: Offer) -> (Destination, Vec<Order>) {
+    let lease = now + offer.lease;
+    let say = Order::TellPeer(Peer::TakeDown { migration: offer.migration });
+    (Destination::TakingDown { offer, repeat: now + REPEAT, lease }, vec![Order::RemoveHome, say])
+}
+
+impl Offer {
+    /// The guest's part of it.
+    pub fn prepare(&self, arrived: bool) -> Prepare {
+        Prepare {
+            migration: self.migration,
+            old: self.home.mac,
+            new: self.advance.mac,
+            lan: self.lan.clone(),
+            addressing: self.addressing.clone(),
+            mtu: self.mtu,
+            arrived,
+            drain: self.drain,
+            lease: self.lease,
+        }
+    }
+}

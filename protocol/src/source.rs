@@ -1,0 +1,436 @@
+//! The source's machine: the host that the VM leaves.
+//!
+//! ```text
+//!  Offer        ends built        guest prepared       Suspended          peer: Arrived          peer: TakeDown
+//! -----> Building -----> Preparing -----> Copying <===============> Stopped -----> Departed -----------------> Gone
+//!            |               |               |         Resumed         |                          lease
+//!            +---------------+---------------+------- abort, lease, the VM gone: Undoing ---------------> Gone
+//! ```
+//!
+//! No hook runs here when a migration starts or is cancelled, so all of it hangs on the destination's word, on libvirt's
+//! Suspended and Resumed, and on leases.
+
+use alloc::{vec, vec::Vec};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Counts, Decline, FromGuest, GuestFailure, Join, Millis, Offer, Peer, Refusal, Side, ToGuest, guest};
+
+/// The guest answers a `Prepare` within this: its own deadlines, and a slow transport.
+pub const GUEST: Millis = guest::GATEWAY + guest::JOINS * guest::ANNOUNCEMENTS as Millis + 2_000;
+/// An early flip is ordered when the copy has about this much left: the order's way into the guest, both priorities on
+/// their way to every client, and the last data on the old path back, at 300 ms RTT.
+pub const EARLY: Millis = 1_000;
+/// After an abort the guest flips back, drains and withdraws within this.
+pub const UNDO: Millis = guest::DRAIN + 2_000;
+
+/// When the traffic is flipped to the new path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// Early if that costs most connections little, else at arrival.
+    Auto,
+    /// Shortly before the VM stops.
+    Early,
+    /// The first thing that the guest does at the destination.
+    Arrival,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Both tunnels' ends here, filters, the spare's tap into its tunnel. Ends in [`Event::Built`] or
+    /// [`Event::BuildFailed`].
+    BuildEnds,
+    /// Follow the copy ([`Event::Progress`]) and record the frames for the old vNIC.
+    Follow,
+    TellGuest(ToGuest),
+    TellPeer(Peer),
+    /// The old vNIC's MAC into the home tunnel, with what the VM has not read.
+    Divert,
+    /// The old vNIC's MAC back at its tap.
+    UndoDivert,
+    /// This host's end of the advance tunnel goes.
+    RemoveAdvance,
+    /// This host's end of the home tunnel goes.
+    RemoveHome,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Built,
+    BuildFailed(Decline),
+    Guest(FromGuest),
+    /// The copy will stop the VM in about this long; 0 where nobody can say.
+    Progress {
+        left: Millis,
+    },
+    /// libvirt: the VM is paused.
+    Suspended,
+    /// libvirt: the VM runs again, here.
+    Resumed,
+    /// libvirt: the VM is not here any more.
+    VmGone,
+    Peer(Peer),
+    /// The time of [`Source::deadline`] has come.
+    Deadline,
+    /// The service was started and found this state on disk.
+    Restarted,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Source {
+    Building(Building),
+    Preparing(Preparing),
+    Copying(Copying),
+    Stopped(Stopped),
+    Departed {
+        offer: Offer,
+        lease: Millis,
+    },
+    /// The guest leaves the tunnels; then they go.
+    Undoing {
+        offer: Offer,
+        until: Millis,
+    },
+    Gone,
+}
+
+/// This host's ends are being built.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Building {
+    offer: Offer,
+    switch: Switch,
+    lease: Millis,
+}
+
+/// The guest has been told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Preparing {
+    offer: Offer,
+    switch: Switch,
+    lease: Millis,
+    left: Option<Millis>,
+    until: Millis,
+}
+
+/// The VM runs here; the copy is under way or about to be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Copying {
+    offer: Offer,
+    /// Flip before the VM stops.
+    early: bool,
+    lease: Millis,
+    left: Option<Millis>,
+    flipped: bool,
+}
+
+/// The VM is paused; both MACs lead to the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stopped {
+    offer: Offer,
+    flipped: bool,
+    lease: Millis,
+}
+
+impl Source {
+    /// A destination's offer is taken up. `busy` is the migration of the same VM that has not settled here yet.
+    pub fn new(now: Millis, offer: Offer, switch: Switch) -> (Source, Vec<Order>) {
+        let lease = now + offer.lease;
+        (Source::Building(Building { offer, switch, lease }), vec![Order::BuildEnds])
+    }
+
+    /// One event in, the next state and the shell's orders out. `now` never goes back.
+    #[must_use]
+    pub fn handle(self, now: Millis, event: Event) -> (Source, Vec<Order>) {
+        match (self, event) {
+            // ---- Building
+            (Source::Building(s), Event::Built) => s.built(now),
+            (Source::Building(s), Event::BuildFailed(why)) => {
+                let migration = s.offer.migration;
+                let decline = Order::TellPeer(Peer::Declined { migration, why });
+                (Source::Gone, vec![decline, Order::RemoveAdvance, Order::RemoveHome])
+            }
+            (Source::Building(s), Event::Restarted) => (Source::Building(s), vec![Order::BuildEnds]),
+
+            // ---- Preparing
+            (Source::Preparing(s), Event::Guest(FromGuest::Prepared { migration, counts }))
+                if migration == s.offer.migration =>
+            {
+                s.prepared(counts)
+            }
+            (Source::Preparing(s), Event::Guest(FromGuest::Refused { migration, why }))
+                if migration == s.offer.migration =>
+            {
+                s.unprepared(GuestFailure::Refused(why))
+            }
+            (Source::Preparing(s), Event::Deadline) if now >= s.until => s.unprepared(GuestFailure::Silent(GUEST)),
+            (Source::Preparing(mut s), Event::Progress { left }) => {
+                s.left = Some(left);
+                (Source::Preparing(s), vec![])
+            }
+            (Source::Preparing(s), Event::Restarted) => {
+                let prepare = Order::TellGuest(ToGuest::Prepare(s.offer.prepare(false)));
+                (Source::Preparing(s), vec![prepare, Order::Follow])
+            }
+            (Source::Preparing(Preparing { offer, lease, .. }), Event::Suspended) => {
+                stop(Stopped { offer, flipped: false, lease })
+            }
+
+            // ---- Copying
+            (Source::Copying(mut s), Event::Progress { left }) => {
+                s.left = Some(left);
+                s.flip_if_due()
+            }
+            (Source::Copying(s), Event::Guest(FromGuest::Switched { migration, to: Side::New, .. }))
+                if migration == s.offer.migration =>
+            {
+                (Source::Copying(s), vec![Order::TellPeer(Peer::Flipped { migration })])
+            }
+            (Source::Copying(s), Event::Guest(FromGuest::Refused { migration, why: Refusal::NoSuchMigration }))
+                if migration == s.offer.migration =>
+            {
+                // The agent was replaced under us, or its lease ran out: nothing is prepared any more.
+                let migration = s.offer.migration;
+                let why = GuestFailure::Refused(Refusal::NoSuchMigration);
+                let s = Copying { early: false, flipped: false, ..s };
+                (Source::Copying(s), vec![Order::TellPeer(Peer::GuestRefused { migration, why })])
+            }
+            (Source::Copying(Copying { offer, flipped, lease, .. }), Event::Suspended) => {
+                stop(Stopped { offer, flipped, lease })
+            }
+            (Source::Copying(s), Event::Restarted) => (Source::Copying(s), vec![Order::Follow]),
+
+            // ---- Stopped
+            (Source::Stopped(s), Event::Resumed) => {
+                let resumed = Order::TellPeer(Peer::Resumed { migration: s.offer.migration });
+                let Stopped { offer, flipped, lease } = s;
+                let state = Copying { offer, early: false, lease, left: None, flipped };
+                (Source::Copying(state), vec![Order::UndoDivert, resumed])
+            }
+            (Source::Stopped(s), Event::Peer(Peer::Arrived { .. }) | Event::VmGone) => {
+                let lease = now + s.offer.lease;
+                (Source::Departed { offer: s.offer, lease }, vec![Order::RemoveAdvance])
+            }
+            (Source::Stopped(s), Event::Restarted) => stop(s),
+
+            // ---- Departed
+            (Source::Departed { offer, .. }, Event::Peer(Peer::TakeDown { migration }))
+                if migration == offer.migration =>
+            {
+                (
+                    Source::Gone,
+                    vec![Order::UndoDivert, Order::RemoveHome, Order::TellPeer(Peer::TakenDown { migration })],
+                )
+            }
+            (Source::Departed { lease, .. }, Event::Deadline) if now >= lease => {
+                (Source::Gone, vec![Order::UndoDivert, Order::RemoveHome])
+            }
+
+            // ---- Undoing
+            (
+                Source::Undoing { offer, .. },
+                Event::Guest(FromGuest::Aborted { migration } | FromGuest::Refused { migration, .. }),
+            ) if migration == offer.migration => undone(&offer),
+            (Source::Undoing { offer, .. }, Event::VmGone) => undone(&offer),
+            (Source::Undoing { offer, until }, Event::Deadline) if now >= until => undone(&offer),
+            (Source::Undoing { offer, until }, Event::Restarted) => {
+                let abort = Order::TellGuest(ToGuest::Abort { migration: offer.migration });
+                (Source::Undoing { offer, until }, vec![abort])
+            }
+
+            // ---- any state: the peer keeps us, asks again, or gives up
+            (state, Event::Peer(Peer::KeepAlive { migration })) if state.is_about(migration) => state.renew(now),
+            (state, Event::Peer(Peer::Offer(offer))) if state.is_about(offer.migration) => {
+                let migration = offer.migration;
+                let orders = match &state {
+                    Source::Building(_) => vec![],
+                    _ => vec![Order::TellPeer(Peer::Accepted { migration })],
+                };
+                (state, orders)
+            }
+            // The destination saw the VM run before libvirt told us that it stopped.
+            (state @ (Source::Preparing(_) | Source::Copying(_)), Event::Peer(Peer::Arrived { migration }))
+                if state.is_about(migration) =>
+            {
+                match state.into_offer() {
+                    Some(offer) => {
+                        let lease = now + offer.lease;
+                        (Source::Departed { offer, lease }, vec![Order::Divert, Order::RemoveAdvance])
+                    }
+                    None => (Source::Gone, vec![]),
+                }
+            }
+            (state @ (Source::Building(_) | Source::Preparing(_) | Source::Copying(_) | Source::Stopped(_)), event)
+                if state.is_abort(now, &event) =>
+            {
+                state.undo(now, event)
+            }
+
+            // ---- late, repeated, or of no consequence here
+            (state, _) => (state, vec![]),
+        }
+    }
+
+    /// When the machine wants [`Event::Deadline`], and what it waits for until then.
+    pub fn deadline(&self) -> Option<guest::Deadline> {
+        let (at, awaited) = match self {
+            Source::Building(s) => (s.lease, "this host's tunnel ends"),
+            Source::Preparing(s) => (s.until.min(s.lease), "the guest's preparation"),
+            Source::Copying(s) => (s.lease, "a word from the destination"),
+            Source::Stopped(s) => (s.lease, "the VM's arrival"),
+            Source::Departed { lease, .. } => (*lease, "a word from the destination"),
+            Source::Undoing { until, .. } => (*until, "the guest to put everything back"),
+            Source::Gone => return None,
+        };
+        Some(guest::Deadline { at, awaited })
+    }
+
+    /// The state's name, as logs and `status` print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::Building(_) => "building",
+            Source::Preparing(_) => "preparing",
+            Source::Copying(s) if s.flipped => "copying, flipped",
+            Source::Copying(_) => "copying",
+            Source::Stopped(_) => "stopped",
+            Source::Departed { .. } => "departed",
+            Source::Undoing { .. } => "undoing",
+            Source::Gone => "gone",
+        }
+    }
+
+    /// What the destination proposed.
+    pub fn offer(&self) -> Option<&Offer> {
+        match self {
+            Source::Building(Building { offer, .. })
+            | Source::Preparing(Preparing { offer, .. })
+            | Source::Copying(Copying { offer, .. })
+            | Source::Stopped(Stopped { offer, .. })
+            | Source::Departed { offer, .. }
+            | Source::Undoing { offer, .. } => Some(offer),
+            Source::Gone => None,
+        }
+    }
+
+    fn into_offer(self) -> Option<Offer> {
+        match self {
+            Source::Building(Building { offer, .. })
+            | Source::Preparing(Preparing { offer, .. })
+            | Source::Copying(Copying { offer, .. })
+            | Source::Stopped(Stopped { offer, .. })
+            | Source::Departed { offer, .. }
+            | Source::Undoing { offer, .. } => Some(offer),
+            Source::Gone => None,
+        }
+    }
+
+    fn is_about(&self, migration: crate::MigrationId) -> bool {
+        self.offer().is_some_and(|offer| offer.migration == migration)
+    }
+
+    fn is_abort(&self, now: Millis, event: &Event) -> bool {
+        match event {
+            Event::Peer(Peer::Abort { migration }) => self.is_about(*migration),
+            Event::VmGone => true,
+            // A VM that is paused here may run there: only its resumption or the peer's word ends that doubt.
+            Event::Deadline => self.deadline().is_some_and(|d| now >= d.at) && !matches!(self, Source::Stopped(_)),
+            _ => false,
+        }
+    }
+
+    /// Everything as before the move, the guest first: its traffic leaves the tunnels before they go.
+    fn undo(self, now: Millis, event: Event) -> (Source, Vec<Order>) {
+        let stopped = matches!(self, Source::Stopped(_));
+        let Some(offer) = self.into_offer() else { return (Source::Gone, vec![]) };
+        let migration = offer.migration;
+        let mut orders = vec![];
+        if stopped {
+            orders.push(Order::UndoDivert);
+        }
+        if !matches!(event, Event::Peer(_)) {
+            orders.push(Order::TellPeer(Peer::Abort { migration }));
+        }
+        if offer.join != Join::Before || event == Event::VmGone {
+            let (state, rest) = undone(&offer);
+            return (state, [orders, rest].concat());
+        }
+        orders.push(Order::TellGuest(ToGuest::Abort { migration }));
+        (Source::Undoing { offer, until: now + UNDO }, orders)
+    }
+
+    fn renew(mut self, now: Millis) -> (Source, Vec<Order>) {
+        let mut orders = vec![];
+        match &mut self {
+            Source::Building(Building { offer, lease, .. })
+            | Source::Stopped(Stopped { offer, lease, .. })
+            | Source::Departed { offer, lease } => *lease = now + offer.lease,
+            Source::Preparing(Preparing { offer, lease, .. }) | Source::Copying(Copying { offer, lease, .. }) => {
+                *lease = now + offer.lease;
+                if offer.join == Join::Before {
+                    orders.push(Order::TellGuest(ToGuest::KeepAlive { migration: offer.migration }));
+                }
+            }
+            Source::Undoing { .. } | Source::Gone => {}
+        }
+        (self, orders)
+    }
+}
+
+impl Building {
+    fn built(self, now: Millis) -> (Source, Vec<Order>) {
+        let Building { offer, switch, lease } = self;
+        let accepted = Order::TellPeer(Peer::Accepted { migration: offer.migration });
+        if offer.join == Join::Before {
+            let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(false)));
+            let state = Preparing { offer, switch, lease, left: None, until: now + GUEST };
+            (Source::Preparing(state), vec![accepted, prepare, Order::Follow])
+        } else {
+            let state = Copying { offer, early: false, lease, left: None, flipped: false };
+            (Source::Copying(state), vec![accepted, Order::Follow])
+        }
+    }
+}
+
+impl Preparing {
+    fn prepared(self, counts: Counts) -> (Source, Vec<Order>) {
+        let early = match self.switch {
+            Switch::Early => true,
+            Switch::Arrival => false,
+            Switch::Auto => counts.joined > 0 && counts.early * 2 >= counts.joined,
+        };
+        let Preparing { offer, lease, left, .. } = self;
+        let tell = Order::TellPeer(Peer::GuestPrepared { migration: offer.migration, counts });
+        let (state, orders) = Copying { offer, early, lease, left, flipped: false }.flip_if_due();
+        (state, [vec![tell], orders].concat())
+    }
+
+    fn unprepared(self, why: GuestFailure) -> (Source, Vec<Order>) {
+        let Preparing { offer, lease, left, .. } = self;
+        let tell = Order::TellPeer(Peer::GuestRefused { migration: offer.migration, why });
+        (Source::Copying(Copying { offer, early: false, lease, left, flipped: false }), vec![tell])
+    }
+}
+
+impl Copying {
+    fn flip_if_due(mut self) -> (Source, Vec<Order>) {
+        if !self.early || self.flipped || self.left.is_none_or(|left| left > EARLY) {
+            return (Source::Copying(self), vec![]);
+        }
+        self.flipped = true;
+        let flip = ToGuest::Switch { migration: self.offer.migration, to: Side::New };
+        (Source::Copying(self), vec![Order::TellGuest(flip)])
+    }
+}
+
+fn undone(offer: &Offer) -> (Source, Vec<Order>) {
+    let done = Order::TellPeer(Peer::TakenDown { migration: offer.migration });
+    (Source::Gone, vec![Order::RemoveAdvance, Order::RemoveHome, done])
+}
+
+fn stop(state: Stopped) -> (Source, Vec<Order>) {
+    let stopped = Order::TellPeer(Peer::Stopped { migration: state.offer.migration });
+    (Source::Stopped(state), vec![stopped, Order::Divert])
+}
