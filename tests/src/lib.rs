@@ -3,11 +3,20 @@
 //! Everything needs root and happens in namespaces of the lab's own; dropping the parts removes them, and so does the
 //! death of the lab's process.
 
+pub mod accelerator;
 pub mod carry;
+pub mod domain;
+pub mod exec;
+pub mod guest;
+pub mod image;
 pub mod netns;
+pub mod pki;
 pub mod shell;
+pub mod site;
 pub mod topology;
+pub mod traffic;
 pub mod wire;
 
+mod cpio;
 mod keeper;
 mod tap;

@@ -1,0 +1,171 @@
+//! The datagram stream: the client numbers each, the VM answers each with a count of its own, both filled with known
+//! bytes. Layout, little endian: magic u32, zero u32, sequence u64, count u64 (zero on the way up), then pattern.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::cmsg_space;
+use nix::libc;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
+};
+
+use super::{clock, pattern};
+
+/// Length of every datagram's payload in bytes: a voice call's.
+pub(super) const LENGTH: usize = 210;
+const MAGIC: u32 = 0x4c53_4d31;
+const HEADER: usize = 24;
+const UP: u64 = 0x7570;
+const DOWN: u64 = 0x646f;
+
+fn write(direction: u64, sequence: u64, count: u64) -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
+    bytes[16..24].copy_from_slice(&count.to_le_bytes());
+    let key = pattern::key(direction ^ sequence << 16 ^ count << 40);
+    bytes[HEADER..].copy_from_slice(pattern::at(key, 0, LENGTH - HEADER));
+    bytes
+}
+
+/// Sequence, count, and how many bytes are wrong.
+fn read(direction: u64, bytes: &[u8]) -> (u64, u64, u64) {
+    if bytes.len() != LENGTH {
+        return (0, 0, LENGTH as u64);
+    }
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
+    let (sequence, count) = (word(8), word(16));
+    let expected = write(direction, sequence, count);
+    (sequence, count, expected.iter().zip(bytes).filter(|(a, b)| a != b).count() as u64)
+}
+
+/// The client's end.
+#[derive(Debug)]
+pub(super) struct Caller {
+    socket: UdpSocket,
+    sequence: u64,
+    pub(super) sent: Vec<(u64, u64)>,
+    pub(super) arrivals: Vec<(u64, u64, u64)>,
+    pub(super) wrong: u64,
+}
+
+impl Caller {
+    pub(super) fn new(to: SocketAddr) -> io::Result<Self> {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, sequence: 0, sent: Vec::new(), arrivals: Vec::new(), wrong: 0 })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Sends the next one. What the network refuses counts as sent: it is lost.
+    pub(super) fn send(&mut self, now: u64) {
+        self.sequence += 1;
+        self.sent.push((now, self.sequence));
+        let _ = self.socket.send(&write(UP, self.sequence, 0));
+    }
+
+    pub(super) fn receive(&mut self) {
+        let mut bytes = [0; LENGTH + 1];
+        // An error here is the echo of an ICMP message; loss shows in the counts.
+        while let Ok(length) = self.socket.recv(&mut bytes) {
+            let (sequence, count, wrong) = read(DOWN, &bytes[..length]);
+            self.wrong += wrong;
+            if wrong == 0 {
+                self.arrivals.push((clock::monotonic(), sequence, count));
+            }
+        }
+    }
+}
+
+/// The VM's end.
+#[derive(Debug)]
+pub(super) struct Answerer {
+    socket: UdpSocket,
+    counts: HashMap<SocketAddrV4, u64>,
+    /// Answer not to give, counted from 1, for tests of the counting.
+    pub(super) drop: Option<u64>,
+}
+
+impl Answerer {
+    pub(super) fn new(port: u16) -> io::Result<Self> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        socket.set_nonblocking(true)?;
+        // The VM's default route moves; an answer must still come from the address that was asked.
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        Ok(Self { socket, counts: HashMap::new(), drop: None })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(super) fn answer(&mut self) {
+        while let Ok((peer, asked_at, bytes)) = self.receive() {
+            let (sequence, _, wrong) = read(UP, &bytes);
+            if wrong != 0 {
+                eprintln!("lsm-traffic: a datagram of {} bytes from {peer} has {wrong} wrong ones", bytes.len());
+                continue;
+            }
+            let count = self.counts.entry(peer).or_default();
+            *count += 1;
+            if self.drop == Some(*count) {
+                continue;
+            }
+            let answer = write(DOWN, sequence, *count);
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: asked_at, ipi_addr: libc::in_addr { s_addr: 0 } };
+            let sent = sendmsg(
+                self.socket.as_raw_fd(),
+                &[IoSlice::new(&answer)],
+                &[ControlMessage::Ipv4PacketInfo(&info)],
+                MsgFlags::empty(),
+                Some(&SockaddrIn::from(peer)),
+            );
+            if let Err(error) = sent {
+                eprintln!("lsm-traffic: cannot answer {peer}: {error}");
+            }
+        }
+    }
+
+    fn receive(&self) -> nix::Result<(SocketAddrV4, libc::in_addr, Vec<u8>)> {
+        let mut bytes = [0; LENGTH + 1];
+        let mut control = cmsg_space!(libc::in_pktinfo);
+        let mut pieces = [IoSliceMut::new(&mut bytes)];
+        let message =
+            recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::empty())?;
+        let asked_at = message.cmsgs()?.find_map(|part| match part {
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_spec_dst),
+            _ => None,
+        });
+        let (peer, length) = (message.address, message.bytes);
+        match (peer, asked_at) {
+            (Some(peer), Some(asked_at)) => Ok((peer.into(), asked_at, bytes[..length].to_vec())),
+            _ => Err(nix::errno::Errno::EBADMSG),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_byte_is_noticed_wherever_it_is() {
+        let good = write(DOWN, 4, 9);
+        assert_eq!(read(DOWN, &good), (4, 9, 0));
+        for place in 0..LENGTH {
+            let mut bad = good;
+            bad[place] ^= 0x20;
+            assert_ne!(read(DOWN, &bad).2, 0, "byte {place}");
+        }
+        assert_ne!(read(UP, &good).2, 0);
+        assert_ne!(read(DOWN, &good[..100]).2, 0);
+    }
+}
