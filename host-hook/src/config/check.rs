@@ -1,0 +1,314 @@
+//! From what the file says to what the service may rely on. Each error names the way out.
+
+use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
+
+use toml::{Spanned, Value};
+
+use super::{
+    Addressing, Config, DEFAULT_LAN_MTU, DEFAULT_LISTEN, DEFAULT_TUNNEL_PORT, Drain, Lan, Peer, Policy, Pool, Prefix,
+    Tls, Underlay, Wrong,
+    file::{self, File, Text},
+    is_lan_name,
+};
+
+type Checked<T> = Result<T, Wrong>;
+
+/// An error at `span`.
+fn wrong<T>(span: Range<usize>, what: impl Into<String>) -> Checked<T> {
+    Err(Wrong { at: span.start, what: what.into() })
+}
+
+/// A text that `parse` understands, or an error where it stands.
+fn text<T>(text: &Text, parse: impl FnOnce(&str) -> Result<T, String>) -> Checked<T> {
+    parse(text.get_ref()).or_else(|what| wrong(text.span(), what))
+}
+
+pub(super) fn config(file: File) -> Checked<Config> {
+    let name = match &file.name {
+        Some(name) => text(name, |n| if is_host_name(n) { Ok(n.to_owned()) } else { Err(not_a_host_name(n)) })?,
+        None => own_host_name()?,
+    };
+    let listen = match &file.peer_channel.listen {
+        Some(listen) => text(listen, |l| {
+            l.parse().map_err(|_| format!("\"{l}\" is not an address and a port; write it like \"0.0.0.0:16519\""))
+        })?,
+        None => DEFAULT_LISTEN,
+    };
+    let tunnel = tunnel(&file.tunnel)?;
+    let lans = lans(&file.lan)?;
+    let peers = peers(&file.peer, &name, tunnel.is_some())?;
+    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, policy: policy(&file.policy)? })
+}
+
+fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {
+    let port = match &tunnel.port {
+        Some(port) if *port.get_ref() == 0 => return wrong(port.span(), "port 0 cannot be a tunnel's; use 4789"),
+        Some(port) => *port.get_ref(),
+        None => DEFAULT_TUNNEL_PORT,
+    };
+    let Some(address) = &tunnel.address else { return Ok(None) };
+    let at = address.span();
+    let address = text(address, address_of)?;
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return wrong(at, format!("{address} cannot be the end of a tunnel; give an address that the peers can reach"));
+    }
+    let mtu = match &tunnel.mtu {
+        None => None,
+        Some(mtu) => match mtu.get_ref() {
+            Value::String(word) if word == "auto" => None,
+            Value::Integer(bytes) => Some(mtu_of(*bytes, address, mtu.span())?),
+            _ => return wrong(mtu.span(), "mtu is neither \"auto\" nor a number of bytes"),
+        },
+    };
+    Ok(Some(Underlay { address, port, mtu }))
+}
+
+fn tls(tls: file::Tls) -> Tls {
+    let ours = Tls::default();
+    Tls {
+        ca: tls.ca.unwrap_or(ours.ca),
+        cert: tls.cert.unwrap_or(ours.cert),
+        key: tls.key.unwrap_or(ours.key),
+        client_cert: tls.client_cert.unwrap_or(ours.client_cert),
+        client_key: tls.client_key.unwrap_or(ours.client_key),
+    }
+}
+
+fn lans(written: &BTreeMap<Text, file::Lan>) -> Checked<BTreeMap<String, Lan>> {
+    let mut lans: BTreeMap<String, Lan> = BTreeMap::new();
+    // In the order of the file, so that the later of two that disagree is the one found wrong.
+    let mut in_order: Vec<_> = written.iter().collect();
+    in_order.sort_by_key(|(name, _)| name.span().start);
+    for (name, file) in in_order {
+        let lan = lan(name, file)?;
+        for (other, earlier) in &lans {
+            if earlier.bridge == lan.bridge {
+                return wrong(
+                    at(&file.bridge, name),
+                    format!("bridge {} is LAN {other} already; a bridge is one LAN", lan.bridge),
+                );
+            }
+            if let Some(shared) = earlier.pool.shared_with(&lan.pool) {
+                return wrong(
+                    at(&file.pool, name),
+                    format!("the pools of {other} and {} both hold {shared}; take it out of one", name.get_ref()),
+                );
+            }
+        }
+        lans.insert(name.get_ref().clone(), lan);
+    }
+    Ok(lans)
+}
+
+fn lan(name: &Text, file: &file::Lan) -> Checked<Lan> {
+    let called = name.get_ref();
+    if !is_lan_name(called) {
+        return wrong(
+            name.span(),
+            format!("\"{called}\" cannot be a LAN's name; use up to 63 letters, digits, \"-\", \"_\" and \".\""),
+        );
+    }
+    let missing = |key: &str, like: &str| Wrong {
+        at: name.span().start,
+        what: format!("LAN {called} has no {key}; add {key} = {like}"),
+    };
+    let bridge = file.bridge.as_ref().ok_or_else(|| missing("bridge", "\"br0\""))?;
+    let bridge = text(bridge, bridge_name)?;
+    let prefix = file.prefix.as_ref().ok_or_else(|| missing("prefix", "\"10.1.0.0/24\""))?;
+    let prefix: Prefix = text(prefix, str::parse)?;
+    let written_gateway = file.gateway.as_ref().ok_or_else(|| missing("gateway", "\"10.1.0.1\""))?;
+    let gateway = text(written_gateway, address_of)?;
+    usable(&prefix, gateway).or_else(|why| wrong(written_gateway.span(), format!("gateway {gateway} {why}")))?;
+
+    let written_pool = file.pool.as_ref().ok_or_else(|| missing("pool", "\"10.1.0.100-10.1.0.199\""))?;
+    let at = written_pool.span();
+    let pool = pool(written_pool)?;
+    for &(first, last) in pool.ranges() {
+        for end in [first, last] {
+            usable(&prefix, end).or_else(|why| wrong(at.clone(), format!("pool address {end} {why}")))?;
+        }
+    }
+    if pool.contains(gateway) {
+        return wrong(at, format!("the pool would give the gateway's address {gateway} to a VM; leave it out"));
+    }
+    let mtu = match &file.mtu {
+        Some(mtu) => mtu_of((*mtu.get_ref()).into(), gateway, mtu.span())?,
+        None => DEFAULT_LAN_MTU,
+    };
+    Ok(Lan { bridge, prefix, gateway, pool, mtu, addressing: file.addressing.unwrap_or(Addressing::Static) })
+}
+
+fn pool(written: &Spanned<Value>) -> Checked<Pool> {
+    let texts: Option<Vec<&str>> = match written.get_ref() {
+        Value::String(one) => Some(vec![one]),
+        Value::Array(many) => many.iter().map(Value::as_str).collect(),
+        _ => None,
+    };
+    texts
+        .ok_or_else(|| "pool is neither a text like \"10.1.0.100-10.1.0.199\" nor a list of such".to_owned())
+        .and_then(|texts| Pool::parse(&texts))
+        .or_else(|what| wrong(written.span(), what))
+}
+
+fn usable(prefix: &Prefix, address: IpAddr) -> Result<(), String> {
+    if prefix.address().is_ipv4() != address.is_ipv4() {
+        return Err(format!("and prefix {prefix} are of different families; use IPv4 or IPv6 for both"));
+    }
+    if !prefix.contains(address) {
+        return Err(format!("is outside {prefix}; correct one of them"));
+    }
+    prefix.reserved(address).map_or(Ok(()), |what| Err(format!("is {what} of {prefix}; use another")))
+}
+
+fn peers(written: &BTreeMap<Text, file::Peer>, own: &str, tunnels: bool) -> Checked<BTreeMap<String, Peer>> {
+    let mut peers = BTreeMap::new();
+    for (name, file) in written {
+        let called = name.get_ref();
+        if !is_host_name(called) {
+            return wrong(name.span(), not_a_host_name(called));
+        }
+        if called == own {
+            return wrong(name.span(), format!("{called} is this host; name the other hosts only, or set name"));
+        }
+        let Some(address) = &file.address else {
+            return wrong(name.span(), format!("peer {called} has no address; add address = \"{called}:16519\""));
+        };
+        let address = text(address, peer_address)?;
+        if !tunnels {
+            return wrong(
+                name.span(),
+                format!(
+                    "moves to or from {called} need tunnels, and there is no address for them; \
+                     add address = \"this host's address on the underlay\" under [tunnel]"
+                ),
+            );
+        }
+        peers.insert(called.clone(), Peer { address });
+    }
+    Ok(peers)
+}
+
+fn policy(file: &file::Policy) -> Checked<Policy> {
+    let usual = Policy::default();
+    let prepare_wait = match &file.prepare_wait_ms {
+        Some(ms) => {
+            let wait = Duration::from_millis(*ms.get_ref());
+            if wait > Policy::LONGEST_PREPARE_WAIT {
+                let longest = Policy::LONGEST_PREPARE_WAIT.as_millis();
+                return wrong(
+                    ms.span(),
+                    format!("prepare_wait_ms keeps libvirt waiting and may be {longest} at most; the default is 5000"),
+                );
+            }
+            wait
+        }
+        None => usual.prepare_wait,
+    };
+    let lease = match &file.lease_s {
+        Some(s) if !(5..=86_400).contains(s.get_ref()) => {
+            return wrong(s.span(), "lease_s must be from 5 to 86400 seconds; the default is 60");
+        }
+        Some(s) => Duration::from_secs(*s.get_ref()),
+        None => usual.lease,
+    };
+    Ok(Policy {
+        join: file.join.unwrap_or(usual.join),
+        switch: file.switch.unwrap_or(usual.switch),
+        unprepared: file.unprepared.unwrap_or(usual.unprepared),
+        prepare_wait,
+        drain: file.drain.as_ref().map_or(Ok(usual.drain), |drain| text(drain, drain_of))?,
+        lease,
+    })
+}
+
+fn drain_of(text: &str) -> Result<Drain, String> {
+    let duration = || {
+        let digits = text.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = text[..digits].parse().ok()?;
+        let seconds = match &text[digits..] {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        number.checked_mul(seconds).map(Duration::from_secs)
+    };
+    match text {
+        "until-idle" => Ok(Drain::UntilIdle),
+        "forever" => Ok(Drain::Forever),
+        _ => duration().map(Drain::For).ok_or_else(|| {
+            format!("\"{text}\" is not \"until-idle\", \"forever\" or a duration like \"30s\", \"10m\", \"2h\", \"1d\"")
+        }),
+    }
+}
+
+fn address_of(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("\"{text}\" is not an IP address; write it like \"192.0.2.7\" or \"2001:db8::7\""))
+}
+
+fn peer_address(text: &str) -> Result<String, String> {
+    let known = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host_is_one = match bare {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => is_host_name(host),
+        };
+        host_is_one && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if known {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "\"{text}\" is not a host and a port; write it like \"dallas.example.org:16519\" or \"[2001:db8::7]:16519\""
+    ))
+}
+
+/// Bytes of an MTU: what the address family demands at least, what VXLAN can wrap at most.
+fn mtu_of(bytes: i64, family: IpAddr, at: Range<usize>) -> Checked<u32> {
+    let least = if family.is_ipv4() { 576 } else { 1280 };
+    match u32::try_from(bytes) {
+        Ok(mtu) if (least..=65_000).contains(&mtu) => Ok(mtu),
+        _ => wrong(at, format!("an MTU of {bytes} cannot be; use a number from {least} to 65000")),
+    }
+}
+
+/// A bridge the kernel can have (IFNAMSIZ is 16 with its end), and not one that lives and dies with a tunnel.
+fn bridge_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 15 || text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        return Err(format!("\"{text}\" cannot be a bridge's name; \"ip link\" lists what there is"));
+    }
+    if text.starts_with("lsmb") || text.starts_with("lsmt") {
+        return Err(format!("bridge {text} would be one of the tunnels' own; name the LAN's bridge"));
+    }
+    Ok(text.to_owned())
+}
+
+/// What can stand in a certificate's subject alternative names: a DNS name or an IPv4 address.
+fn is_host_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+}
+
+fn not_a_host_name(name: &str) -> String {
+    format!("\"{name}\" is not a host's name; use the DNS name that stands in its certificate")
+}
+
+fn own_host_name() -> Checked<String> {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    if is_host_name(&name) {
+        return Ok(name);
+    }
+    wrong(0..0, format!("this host calls itself \"{name}\", which is not a usable name; set name = \"…\""))
+}
+
+/// Where the key's value stands, or else its section.
+fn at<T>(value: &Option<Spanned<T>>, section: &Text) -> Range<usize> {
+    value.as_ref().map_or(section.span(), Spanned::span)
+}
