@@ -1,0 +1,407 @@
+//! The TCP connections of this machine as inet_diag tells them: which subflow belongs to which MPTCP connection, and
+//! which connections are not MPTCP at all.
+//!
+//! A TCP row of a subflow carries ULP information with the connection's token; a row without is *legacy*: plain TCP, also
+//! where the peer was asked for MPTCP and did not answer it. The MPTCP rows add what no subflow can tell: connections that
+//! fell back later. (`ss -M` shows the first address of a connection for ever: its addresses are not used.)
+//!
+//! Layouts: linux/inet_diag.h, linux/tcp.h (struct tcp_info), linux/mptcp.h.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use nix::{errno::Errno, libc};
+
+use crate::netlink::{Cause, Channel, Error, Message, attribute, bytes_at, u32_at, u64_at};
+
+/// A moment's picture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub connections: Vec<Connection>,
+    pub legacy: Vec<Legacy>,
+    /// Local addresses that TCP listens on; an unspecified address means all.
+    pub listeners: Vec<SocketAddr>,
+}
+
+/// An MPTCP connection with at least one subflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Names the connection on this machine.
+    pub token: u32,
+    /// Not known once the initial subflow is gone.
+    pub opened_by_us: Option<bool>,
+    pub subflows: Vec<Subflow>,
+}
+
+/// One TCP connection within an MPTCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subflow {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// TCP is established and both sides agreed on its place in the connection.
+    pub established: bool,
+    /// The one that the connection began with; the others joined.
+    pub initial: bool,
+    /// We sent the SYN.
+    pub opened_by_us: bool,
+    /// We ask the peer not to use it.
+    pub backup: bool,
+    /// The peer asks us not to use it.
+    pub backup_by_peer: bool,
+    pub local_id: u8,
+    pub remote_id: u8,
+    /// Smoothed round-trip time in microseconds; 0 before the first sample.
+    pub rtt_us: u32,
+    /// Segments sent and not acknowledged.
+    pub unacked: u32,
+    /// Payload bytes that the peer acknowledged.
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    /// Bytes written but not sent yet.
+    pub unsent: u32,
+    /// 0 for subflows of the kernel's own making.
+    pub inode: u32,
+}
+
+/// A TCP connection that MPTCP cannot move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Legacy {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub state: State,
+    /// Smoothed round-trip time in microseconds.
+    pub rtt_us: u32,
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    pub inode: u32,
+}
+
+/// States in which a TCP connection can still carry data (include/net/tcp_states.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Established,
+    /// We closed our half; data may still come.
+    HalfClosedByUs,
+    /// The peer closed its half; we may still send.
+    HalfClosedByPeer,
+}
+
+/// The socket that asks.
+pub struct Diag {
+    channel: Channel,
+}
+
+impl Diag {
+    /// For the network namespace of the calling thread.
+    pub fn open() -> Result<Self, Error> {
+        let channel = Channel::open(libc::NETLINK_SOCK_DIAG).map_err(|cause| Error::new("reach inet_diag", cause))?;
+        Ok(Diag { channel })
+    }
+
+    /// Lists all connections of both families, loopback included.
+    ///
+    /// # Errors
+    /// When the kernel has no inet_diag or tcp_diag. Without mptcp_diag the picture only lacks late fallbacks.
+    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let mut sorter = Sorter::default();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            match self.rows(family, PROTOCOL_MPTCP, read_fallback) {
+                Ok(fallen) => sorter.fallen.extend(fallen),
+                Err(cause) if cause.errno() == Some(Errno::ENOENT) => {}
+                Err(cause) => return Err(Error::new("list the MPTCP connections", cause)),
+            }
+        }
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let rows = self.rows(family, libc::IPPROTO_TCP as u32, read_row).map_err(|cause| {
+                let what = "list the TCP connections (does the kernel have tcp_diag? try \"modprobe tcp_diag\")";
+                Error::new(what, cause)
+            })?;
+            rows.into_iter().for_each(|row| sorter.sort(row));
+        }
+        Ok(sorter.snapshot)
+    }
+
+    fn rows<T>(&mut self, family: i32, protocol: u32, read: fn(&[u8]) -> Option<T>) -> Result<Vec<T>, Cause> {
+        const SOCK_DIAG_BY_FAMILY: u16 = 20;
+        const REQ_PROTOCOL: u16 = 3;
+        const SOCKET_ID: usize = 48;
+
+        let states: u32 =
+            [ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN].map(|state| 1 << state).iter().sum();
+        let mut fixed = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << (ATTR_INFO - 1), 0];
+        fixed.extend_from_slice(&states.to_ne_bytes());
+        fixed.extend_from_slice(&[0; SOCKET_ID]);
+        // 262 does not fit the 8 bits of the fixed part; the attribute overrides it.
+        let request = Message::new(SOCK_DIAG_BY_FAMILY, 0).raw(&fixed).attribute(REQ_PROTOCOL, &protocol.to_ne_bytes());
+        self.channel.dump(request, read)
+    }
+}
+
+const PROTOCOL_MPTCP: u32 = libc::IPPROTO_MPTCP as u32;
+
+/// struct inet_diag_msg.
+const ROW: usize = 72;
+const ATTR_INFO: u16 = 2;
+const ATTR_ULP_INFO: u16 = 19;
+
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LISTEN: u8 = 10;
+
+enum Row {
+    Listener(SocketAddr),
+    Legacy(Legacy),
+    Subflow { token: u32, subflow: Subflow },
+}
+
+#[derive(Default)]
+struct Sorter {
+    snapshot: Snapshot,
+    places: HashMap<u32, usize>,
+    /// Tokens of connections that fell back to TCP.
+    fallen: HashSet<u32>,
+}
+
+impl Sorter {
+    fn sort(&mut self, row: Row) {
+        match row {
+            Row::Listener(local) => self.snapshot.listeners.push(local),
+            Row::Legacy(legacy) => self.snapshot.legacy.push(legacy),
+            Row::Subflow { token, subflow } if self.fallen.contains(&token) => {
+                let Subflow { local, remote, rtt_us, bytes_acked, bytes_received, inode, .. } = subflow;
+                let state = State::Established;
+                self.snapshot.legacy.push(Legacy { local, remote, state, rtt_us, bytes_acked, bytes_received, inode });
+            }
+            Row::Subflow { token, subflow } => {
+                let connections = &mut self.snapshot.connections;
+                let place = *self.places.entry(token).or_insert_with(|| {
+                    connections.push(Connection { token, opened_by_us: None, subflows: Vec::new() });
+                    connections.len() - 1
+                });
+                if let Some(connection) = connections.get_mut(place) {
+                    if subflow.initial {
+                        connection.opened_by_us = Some(subflow.opened_by_us);
+                    }
+                    connection.subflows.push(subflow);
+                }
+            }
+        }
+    }
+}
+
+/// An MPTCP row: the token, if the connection fell back (struct mptcp_info).
+fn read_fallback(payload: &[u8]) -> Option<u32> {
+    const FLAGS: usize = 8;
+    const TOKEN: usize = 12;
+    const FLAG_FALLBACK: u32 = 1;
+
+    let info = attribute(payload.get(ROW..)?, ATTR_INFO)?;
+    (u32_at(info, FLAGS)? & FLAG_FALLBACK != 0).then_some(())?;
+    u32_at(info, TOKEN)
+}
+
+/// A TCP row (struct inet_diag_msg, then attributes).
+fn read_row(payload: &[u8]) -> Option<Row> {
+    const INODE: usize = 68;
+
+    let [family, state] = bytes_at::<2>(payload, 0)?;
+    let local = socket_address(payload, family, 4, 8)?;
+    let remote = socket_address(payload, family, 6, 24)?;
+    let inode = u32_at(payload, INODE)?;
+    let rest = payload.get(ROW..)?;
+    if state == LISTEN {
+        return Some(Row::Listener(local));
+    }
+    let info = TcpInfo::read(attribute(rest, ATTR_INFO).unwrap_or_default());
+    if let Some(ulp) = attribute(rest, ATTR_ULP_INFO).and_then(Ulp::read)
+        && ulp.is_mptcp(state)
+    {
+        let subflow = Subflow {
+            local,
+            remote,
+            established: state == ESTABLISHED && ulp.agreed(),
+            initial: ulp.initial(),
+            opened_by_us: ulp.flags & (FLAG_MCAP_LOC | FLAG_JOIN_LOC) != 0,
+            backup: ulp.flags & FLAG_BKUP_LOC != 0,
+            backup_by_peer: ulp.flags & FLAG_BKUP_REM != 0,
+            local_id: ulp.local_id,
+            remote_id: ulp.remote_id,
+            rtt_us: info.rtt_us,
+            unacked: info.unacked,
+            bytes_acked: info.bytes_acked,
+            bytes_received: info.bytes_received,
+            unsent: info.unsent,
+            inode,
+        };
+        return Some(Row::Subflow { token: ulp.token, subflow });
+    }
+    let state = match state {
+        ESTABLISHED => State::Established,
+        FIN_WAIT1 | FIN_WAIT2 => State::HalfClosedByUs,
+        CLOSE_WAIT => State::HalfClosedByPeer,
+        _ => return None,
+    };
+    let TcpInfo { rtt_us, bytes_acked, bytes_received, .. } = info;
+    Some(Row::Legacy(Legacy { local, remote, state, rtt_us, bytes_acked, bytes_received, inode }))
+}
+
+fn socket_address(payload: &[u8], family: u8, port: usize, address: usize) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(bytes_at(payload, port)?);
+    let address = match i32::from(family) {
+        libc::AF_INET => IpAddr::from(Ipv4Addr::from(bytes_at::<4>(payload, address)?)),
+        libc::AF_INET6 => Ipv6Addr::from(bytes_at::<16>(payload, address)?).to_canonical(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(address, port))
+}
+
+/// The fields of struct tcp_info that are used; 0 where the kernel's is shorter.
+struct TcpInfo {
+    rtt_us: u32,
+    unacked: u32,
+    bytes_acked: u64,
+    bytes_received: u64,
+    unsent: u32,
+}
+
+impl TcpInfo {
+    fn read(info: &[u8]) -> Self {
+        let long = |offset| u64_at(info, offset).unwrap_or_default();
+        let short = |offset| u32_at(info, offset).unwrap_or_default();
+        TcpInfo {
+            unacked: short(24),
+            rtt_us: short(68),
+            bytes_acked: long(120),
+            bytes_received: long(128),
+            unsent: short(144),
+        }
+    }
+}
+
+const FLAG_MCAP_REM: u32 = 1 << 0;
+const FLAG_MCAP_LOC: u32 = 1 << 1;
+const FLAG_JOIN_REM: u32 = 1 << 2;
+const FLAG_JOIN_LOC: u32 = 1 << 3;
+const FLAG_BKUP_REM: u32 = 1 << 4;
+const FLAG_BKUP_LOC: u32 = 1 << 5;
+const FLAG_CONNECTED: u32 = 1 << 7;
+
+/// What MPTCP says about a subflow (MPTCP_SUBFLOW_ATTR_*, within INET_ULP_INFO_MPTCP).
+#[derive(Default)]
+struct Ulp {
+    token: u32,
+    flags: u32,
+    local_id: u8,
+    remote_id: u8,
+}
+
+impl Ulp {
+    fn read(ulp: &[u8]) -> Option<Self> {
+        const INFO_MPTCP: u16 = 3;
+        const TOKEN_LOC: u16 = 2;
+        const FLAGS: u16 = 8;
+        const ID_REM: u16 = 9;
+        const ID_LOC: u16 = 10;
+
+        let subflow = attribute(ulp, INFO_MPTCP)?;
+        let byte = |kind| attribute(subflow, kind).and_then(|value| value.first().copied()).unwrap_or_default();
+        Some(Ulp {
+            token: u32_at(attribute(subflow, TOKEN_LOC)?, 0)?,
+            flags: u32_at(attribute(subflow, FLAGS)?, 0)?,
+            local_id: byte(ID_LOC),
+            remote_id: byte(ID_REM),
+        })
+    }
+
+    /// The peer answered MPTCP with MPTCP.
+    fn agreed(&self) -> bool {
+        self.flags & (FLAG_MCAP_REM | FLAG_JOIN_REM) != 0
+    }
+
+    /// A subflow, or about to be one: a fallback is known once the handshake is over.
+    fn is_mptcp(&self, state: u8) -> bool {
+        self.agreed() || state == SYN_SENT || self.flags & FLAG_CONNECTED == 0 && state != ESTABLISHED
+    }
+
+    fn initial(&self) -> bool {
+        self.flags & (FLAG_JOIN_REM | FLAG_JOIN_LOC) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::HEADER;
+
+    fn row(family: i32, state: u8, flags: Option<u32>) -> Vec<u8> {
+        let mut fixed = vec![0; ROW];
+        fixed[..2].copy_from_slice(&[family as u8, state]);
+        fixed[4..6].copy_from_slice(&80u16.to_be_bytes());
+        fixed[6..8].copy_from_slice(&4000u16.to_be_bytes());
+        let (at, mapped) = if family == libc::AF_INET { (0, &[][..]) } else { (12, &[0xff, 0xff][..]) };
+        fixed[8 + at..12 + at].copy_from_slice(&[192, 0, 2, 1]);
+        fixed[24 + at..28 + at].copy_from_slice(&[192, 0, 2, 9]);
+        fixed[8 + at - mapped.len()..8 + at].copy_from_slice(mapped);
+        fixed[24 + at - mapped.len()..24 + at].copy_from_slice(mapped);
+        let mut info = vec![0; 152];
+        info[68..72].copy_from_slice(&1500u32.to_ne_bytes());
+        let mut message = Message::new(20, 0).raw(&fixed).attribute(ATTR_INFO, &info);
+        if let Some(flags) = flags {
+            message = message.nest(ATTR_ULP_INFO, |m| {
+                m.attribute(1, b"mptcp\0").nest(3, |m| {
+                    m.attribute(2, &7u32.to_ne_bytes()).attribute(8, &flags.to_ne_bytes()).attribute(10, &[3])
+                })
+            });
+        }
+        message.seal(0)[HEADER..].to_vec()
+    }
+
+    fn sorted(rows: &[Vec<u8>], fallen: &[u32]) -> Snapshot {
+        let mut sorter = Sorter { fallen: fallen.iter().copied().collect(), ..Sorter::default() };
+        rows.iter().filter_map(|row| read_row(row)).for_each(|row| sorter.sort(row));
+        sorter.snapshot
+    }
+
+    #[test]
+    fn rows_are_told_apart() {
+        let initial = FLAG_MCAP_REM | FLAG_MCAP_LOC | FLAG_CONNECTED;
+        let joined = FLAG_JOIN_REM | FLAG_BKUP_LOC | FLAG_CONNECTED;
+        let rows = [
+            row(libc::AF_INET, ESTABLISHED, Some(initial)),
+            row(libc::AF_INET6, ESTABLISHED, Some(joined)),
+            row(libc::AF_INET, ESTABLISHED, None),
+            row(libc::AF_INET, ESTABLISHED, Some(FLAG_MCAP_LOC | FLAG_CONNECTED)), // asked, not answered
+            row(libc::AF_INET, SYN_SENT, None),
+            row(libc::AF_INET, LISTEN, Some(0)),
+        ];
+        let snapshot = sorted(&rows, &[]);
+        let [connection] = &snapshot.connections[..] else { panic!("{snapshot:?}") };
+        assert_eq!((connection.token, connection.opened_by_us), (7, Some(true)));
+        let [first, second] = connection.subflows[..] else { panic!("{snapshot:?}") };
+        assert_eq!(first.local, "192.0.2.1:80".parse().unwrap());
+        assert_eq!(second.remote, "192.0.2.9:4000".parse().unwrap(), "a mapped address is shown as IPv4");
+        assert_eq!((first.initial, first.backup, first.opened_by_us, first.rtt_us), (true, false, true, 1500));
+        assert_eq!((second.initial, second.backup, second.opened_by_us, second.local_id), (false, true, false, 3));
+        assert_eq!((snapshot.legacy.len(), snapshot.listeners.len()), (2, 1));
+
+        let fell = sorted(&rows, &[7]);
+        assert_eq!((fell.connections.len(), fell.legacy.len()), (0, 4));
+    }
+
+    #[test]
+    fn no_cut_of_a_row_is_a_panic_or_another_row() {
+        let whole = row(libc::AF_INET6, ESTABLISHED, Some(FLAG_MCAP_REM));
+        for length in 0..ROW {
+            assert!(read_row(&whole[..length]).is_none());
+        }
+        for length in ROW..whole.len() {
+            let _ = read_row(&whole[..length]);
+            let _ = read_fallback(&whole[..length]);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The MPTCP endpoints of the two addresses: announced, preferred, withdrawn.
+
+use std::net::IpAddr;
+
+use lsm_protocol::{Refusal, Side};
+
+use crate::{
+    kernel::Kernel,
+    mptcp::{Endpoint, Flags, Which},
+    path::chain,
+    record::{Paths, Record},
+};
+
+/// The new address, to every peer: `signal` moves connections that clients opened, `subflow` those that the VM opened.
+const ANNOUNCED: Flags = Flags { signal: true, subflow: true, backup: true, fullmesh: false, implicit: false };
+/// The old address, so that its priority can be set: it announces nothing and joins nothing.
+const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fullmesh: false, implicit: false };
+
+/// Announces the new address, as backup.
+pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+    let paths = paths(record)?;
+    let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
+    let address = paths.new.exit.source;
+    let announced = endpoints.iter().any(|e| e.address == address && e.flags.signal && e.flags.subflow);
+    if announced {
+        return Ok(());
+    }
+    let covered = endpoints.iter().any(|e| e.address == paths.old.exit.source && !e.flags.implicit);
+    record.paths = Some(Paths { old_covered: covered, ..paths });
+    let id = fresh_id(record, &endpoints)?;
+    let endpoint = Endpoint { id, address, port: 0, flags: ANNOUNCED, ifindex: paths.new.exit.ifindex };
+    kernel.path_manager.add(&endpoint).map_err(refuse)
+}
+
+/// Announces it again to those who did not join: under a fresh id, since a peer takes no address twice.
+pub fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+    withdraw(kernel, record, Side::New)?;
+    announce(kernel, record)
+}
+
+/// The flip: both priorities in one write.
+pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+    let paths = match side {
+        Side::New => paths(record)?,
+        // On the way back from a preparation that did not get far there may be nothing to prefer.
+        Side::Old => match record.paths {
+            Some(paths) => paths,
+            None => return Ok(()),
+        },
+    };
+    let (old, new) = (paths.old.exit.source, paths.new.exit.source);
+    let to_new = side == Side::New;
+    if to_new && !paths.old_covered {
+        cover(kernel, record, paths)?;
+    }
+    let mut priorities = vec![(Which::Address(new), !to_new), (Which::Address(old), to_new)];
+    if !to_new {
+        let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
+        priorities.retain(|(which, _)| endpoints.iter().any(|e| *which == Which::Address(e.address)));
+        priorities.reverse(); // the path that is to carry the traffic first
+    }
+    if priorities.is_empty() { Ok(()) } else { kernel.path_manager.set_backup(&priorities).map_err(refuse) }
+}
+
+/// Deletes the endpoint of this side's address, if there is one: RM_ADDR to every peer, its subflows close.
+pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+    let Some(paths) = record.paths else { return Ok(()) };
+    let address = match side {
+        Side::Old => paths.old.exit.source,
+        Side::New => paths.new.exit.source,
+    };
+    let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
+    for endpoint in endpoints.iter().filter(|e| e.address == address && !e.flags.implicit) {
+        kernel.path_manager.delete(endpoint.id, address).map_err(refuse)?;
+    }
+    Ok(())
+}
+
+/// Adds the endpoint that covers the old address. It stays when a migration is aborted after a flip: deleting it would
+/// close the initial subflow of every connection.
+fn cover(kernel: &mut Kernel, record: &mut Record, paths: Paths) -> Result<(), Refusal> {
+    let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
+    let address: IpAddr = paths.old.exit.source;
+    if !endpoints.iter().any(|e| e.address == address && !e.flags.implicit) {
+        let id = fresh_id(record, &endpoints)?;
+        let endpoint = Endpoint { id, address, port: 0, flags: COVERING, ifindex: paths.old.exit.ifindex };
+        kernel.path_manager.add(&endpoint).map_err(refuse)?;
+    }
+    record.paths = Some(Paths { old_covered: true, ..paths });
+    Ok(())
+}
+
+fn fresh_id(record: &mut Record, endpoints: &[Endpoint]) -> Result<u8, Refusal> {
+    let free = |id: &u8| *id != 0 && endpoints.iter().all(|e| e.id != *id);
+    let id = (1..=u8::MAX).map(|step| record.endpoint_id.wrapping_add(step)).find(free);
+    let id = id.ok_or_else(|| Refusal::PathManager("all 255 endpoint ids are in use".to_owned()))?;
+    record.endpoint_id = id;
+    Ok(id)
+}
+
+fn paths(record: &Record) -> Result<Paths, Refusal> {
+    record.paths.ok_or(Refusal::NotPrepared)
+}
+
+fn refuse(error: crate::netlink::Error) -> Refusal {
+    Refusal::PathManager(chain(&error))
+}

@@ -1,0 +1,117 @@
+//! What the agent knows and has changed, kept under /run/lsm: whoever starts after a crash goes on from here, and
+//! whoever aborts knows what to put back.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use lsm_protocol::{Mac, guest::Guest};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    mptcp::Limits,
+    routing::{DefaultRoute, Exit, Rule},
+};
+
+/// One change, as needed to take it back. It is written down before it is made, so taking it back must put up with its
+/// never having happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    VnicUp(Mac),
+    Mtu { vnic: Mac, was: u32 },
+    Address { vnic: Mac, address: IpAddr, prefix_len: u8 },
+    Rule(RuleKey),
+    Table(u32),
+    Sysctl { name: String, was: String },
+    /// The main table's default route as it was before it moved to the new vNIC.
+    DefaultRoute { was: DefaultRoute },
+}
+
+/// A rule of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleKey {
+    pub source: IpAddr,
+    pub table: u32,
+    pub priority: u32,
+}
+
+impl From<RuleKey> for Rule {
+    fn from(RuleKey { source, table, priority }: RuleKey) -> Rule {
+        Rule { source, table, priority }
+    }
+}
+
+/// A vNIC with the address it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugged {
+    pub mac: Mac,
+    pub exit: Exit,
+}
+
+/// The two paths of the migration under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    pub old: Plugged,
+    pub new: Plugged,
+    /// There is an endpoint that covers the old address, so that its priority can be set.
+    pub old_covered: bool,
+}
+
+/// All of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    pub guest: Guest,
+    pub paths: Option<Paths>,
+    /// In the order they were made.
+    pub changes: Vec<Change>,
+    /// The endpoint id used last: a fresh one each time keeps peers from taking the new address for the old.
+    pub endpoint_id: u8,
+    /// Before the agent's first start: limits and parameters of the whole namespace.
+    pub limits: Option<Limits>,
+    pub parameters: Vec<Change>,
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+impl Record {
+    /// Reads what an earlier run left, or begins anew. A file that cannot be understood (another version's) is set aside,
+    /// not deleted: it says what is to be put back.
+    pub fn open(directory: &Path) -> io::Result<Record> {
+        fs::create_dir_all(directory)?;
+        let file = directory.join("guest.json");
+        let mut record = match fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                let aside = file.with_extension("json.unreadable");
+                tracing::warn!(%error, file = %file.display(), aside = %aside.display(), "cannot understand the state of an earlier run; starting anew");
+                let _ = fs::rename(&file, aside);
+                Record::default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
+            Err(error) => return Err(error),
+        };
+        record.file = file;
+        Ok(record)
+    }
+
+    /// Writes it whole or not at all.
+    pub fn save(&self) -> io::Result<()> {
+        let fresh = self.file.with_extension("json.new");
+        let mut options = fs::OpenOptions::new();
+        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        io::Write::write_all(&mut out, &serde_json::to_vec(self)?)?;
+        fs::rename(fresh, &self.file)
+    }
+
+    /// Writes a change down, before it is made.
+    pub fn note(&mut self, change: Change) {
+        if !self.changes.contains(&change) {
+            self.changes.push(change);
+            if let Err(error) = self.save() {
+                tracing::warn!(%error, "cannot write down a change; a crash now would leave it behind");
+            }
+        }
+    }
+}
