@@ -171,8 +171,7 @@ impl Process {
     /// # Errors
     /// It has ended already.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.inner_pid().cast_signed()), signal)
-            .during(|| format!("send {signal} to {}", self.name))
+        kill(Pid::from_raw(self.inner_pid().cast_signed()), signal).during(|| format!("send {signal} to {}", self.name))
     }
 
     /// Whether it still runs.
@@ -233,7 +232,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let running = std::env::current_exe().during(|| "find the running program".into())?;
     let beside = running.ancestors().skip(1).take(2).map(|dir| dir.join(name));
     beside.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        LabError::Other(format!("{name} is not beside {}; build it with \"cargo build -p lsm-tests\"", running.display()))
+        LabError::Other(format!(
+            "{name} is not beside {}; build it with \"cargo build -p lsm-tests\"",
+            running.display()
+        ))
     })
 }
 

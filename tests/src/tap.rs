@@ -39,11 +39,8 @@ pub(crate) fn open(name: &str) -> Result<File> {
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
         .during(|| "open /dev/net/tun".into())?;
-    let mut request = request::InterfaceRequest {
-        name: [0; 16],
-        flags: (libc::IFF_TAP | libc::IFF_NO_PI) as i16,
-        rest: [0; 22],
-    };
+    let mut request =
+        request::InterfaceRequest { name: [0; 16], flags: (libc::IFF_TAP | libc::IFF_NO_PI) as i16, rest: [0; 22] };
     for (to, from) in request.name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
     }

@@ -263,9 +263,8 @@ impl Topology {
     /// A plain cable, both ends up.
     fn join(&self, a: &str, a_interface: &str, b: &str, b_interface: &str, mtu: u32) -> Result<()> {
         let (a, b) = (self.ns(a).name(), self.ns(b).name());
-        let cable = format!(
-            "link add {a_interface} mtu {mtu} netns {a} type veth peer name {b_interface} mtu {mtu} netns {b}"
-        );
+        let cable =
+            format!("link add {a_interface} mtu {mtu} netns {a} type veth peer name {b_interface} mtu {mtu} netns {b}");
         run(Command::new("ip").args(cable.split(' ')))?;
         run(Command::new("ip").args(["-n", a, "link", "set", a_interface, "up"]))?;
         run(Command::new("ip").args(["-n", b, "link", "set", b_interface, "up"]))?;

@@ -106,8 +106,7 @@ impl Wire {
         let burst = bytes_per_ms.max(16_000);
         for (ns, interface) in &self.ends {
             let limit = queue.max(2 * burst);
-            let rule =
-                format!("qdisc replace dev {interface} root tbf rate {mbit}mbit burst {burst} limit {limit}");
+            let rule = format!("qdisc replace dev {interface} root tbf rate {mbit}mbit burst {burst} limit {limit}");
             run(Command::new("tc").args(["-n", ns]).args(rule.split(' ')))?;
         }
         Ok(())

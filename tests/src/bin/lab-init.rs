@@ -1,0 +1,115 @@
+//! The first process of the lab's VMs: mounts, modules, network, services, and the lab's commands.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use lsm_tests::exec;
+use nix::{
+    kmod::{ModuleInitFlags, finit_module},
+    mount::{MsFlags, mount},
+    sys::wait::wait,
+};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("exec") {
+        return serve();
+    }
+    // After a failure the VM stays up: its console says what failed.
+    for (what, result) in
+        [("mounts", mounts()), ("modules", modules()), ("network", network()), ("services", services())]
+    {
+        if let Err(error) = result {
+            println!("lab-init: {what}: {error}");
+        }
+    }
+    let exec = Command::new("/init").arg("exec").spawn();
+    println!("lab-init: up {}", fs::read_to_string("/proc/uptime").unwrap_or_default().trim());
+    if let Err(error) = exec {
+        println!("lab-init: exec: {error}");
+    }
+    loop {
+        if wait().is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    }
+}
+
+fn mounts() -> io::Result<()> {
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
+    {
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)?;
+    }
+    fs::create_dir_all("/sys/fs/cgroup")?;
+    let _ = mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), None::<&str>);
+    fs::create_dir_all("/run/lsm")
+}
+
+fn modules() -> io::Result<()> {
+    for path in fs::read_to_string("/etc/lab/modules")?.lines() {
+        if let Err(error) = finit_module(File::open(path)?, c"", ModuleInitFlags::empty()) {
+            println!("lab-init: {path}: {error}");
+        }
+    }
+    // As udev would.
+    fs::create_dir_all("/dev/virtio-ports")?;
+    for port in fs::read_dir("/sys/class/virtio-ports")?.flatten() {
+        let name = fs::read_to_string(port.path().join("name"))?;
+        let device = Path::new("/dev").join(port.file_name());
+        std::os::unix::fs::symlink(device, Path::new("/dev/virtio-ports").join(name.trim()))?;
+    }
+    Ok(())
+}
+
+/// `lab.address=A/LEN lab.gateway=G lab.mtu=M lab.name=N` of the kernel's command line, for the first card.
+fn network() -> io::Result<()> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let value = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
+    if let Some(name) = value("lab.name=") {
+        fs::write("/proc/sys/kernel/hostname", name)?;
+    }
+    let mut commands = String::from("link set lo up\n");
+    if let Some(mtu) = value("lab.mtu=") {
+        commands.push_str(&format!("link set eth0 mtu {mtu}\nlink set eth1 mtu {mtu}\n"));
+    }
+    if let Some(address) = value("lab.address=") {
+        commands.push_str(&format!("addr add {address} dev eth0\nlink set eth0 up\n"));
+    }
+    if let Some(gateway) = value("lab.gateway=") {
+        commands.push_str(&format!("route add default via {gateway}\n"));
+    }
+    fs::write("/tmp/network", commands)?;
+    // No IPv6 chatter from the lab's cards unless a test wants it.
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    for card in ["eth0", "eth1"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{card}/disable_ipv6"), "1");
+    }
+    let _ = fs::write("/proc/sys/net/mptcp/enabled", "1");
+    let status = Command::new("/sbin/ip").args(["-batch", "/tmp/network"]).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("ip: {status}"))) }
+}
+
+fn services() -> io::Result<()> {
+    for line in fs::read_to_string("/etc/lab/services")?.lines() {
+        let Some((name, command)) = line.split_once(' ') else { continue };
+        let log = File::create(format!("/var/log/{name}.log"))?;
+        let errors = log.try_clone()?;
+        let exec = format!("exec {command}");
+        let mut service = Command::new("/bin/sh");
+        service.args(["-c", &exec]).stdin(Stdio::null()).stdout(log).stderr(errors);
+        let id = service.spawn()?.id();
+        fs::write(format!("/run/{name}.pid"), id.to_string())?;
+    }
+    Ok(())
+}
+
+fn serve() -> ExitCode {
+    let port = Path::new("/dev/virtio-ports").join(exec::PORT);
+    if let Err(error) = exec::serve(&port) {
+        println!("lab-init: {}: {error}", port.display());
+    }
+    ExitCode::FAILURE
+}

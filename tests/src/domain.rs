@@ -1,0 +1,132 @@
+//! The lab's VMs as libvirt's XML.
+
+use std::net::Ipv4Addr;
+
+use crate::{exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan};
+
+/// The virtio-serial port that `lsm-guest` and `lsm-hook` speak over.
+pub const AGENT_PORT: &str = "org.lsm.guest.0";
+
+/// One VM: vNIC A in a site's LAN, vNIC B spare, no disk.
+#[derive(Debug, Clone)]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// What it boots.
+    pub image: Image,
+    /// vNIC A's address (prefix length 24).
+    pub address: Ipv4Addr,
+    /// Its gateway.
+    pub gateway: Ipv4Addr,
+    /// The LAN that vNIC A starts in.
+    pub lan: String,
+    /// The bridge of that LAN.
+    pub bridge: String,
+    /// MAC of vNIC A (`eth0`).
+    pub mac_a: String,
+    /// MAC of vNIC B (`eth1`), which is down and has no address.
+    pub mac_b: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// MTU of both vNICs inside the VM.
+    pub mtu: u32,
+    /// KVM instead of emulation; see [`crate::accelerator::kvm_works`].
+    pub kvm: bool,
+    /// LSM's element in the metadata. `None` is a VM that LSM has nothing to do with.
+    pub metadata: Option<String>,
+    /// More on the kernel's command line.
+    pub command_line: String,
+    /// More devices, as XML.
+    pub devices: String,
+}
+
+impl Domain {
+    /// A VM with 1 CPU and 256 MiB at address 10 of the site's LAN, known to LSM.
+    #[must_use]
+    pub fn new(name: &str, image: Image, site: &SitePlan) -> Domain {
+        let mac = |card: u8| format!("52:54:00:aa:{:02x}:{card:02x}", site.number);
+        let (mac_a, mac_b) = (mac(1), mac(2));
+        let metadata = format!(
+            r#"<lsm:vm xmlns:lsm="urn:lsm:1"><lsm:vnic mac="{mac_a}" lan="{}"/><lsm:vnic mac="{mac_b}"/></lsm:vm>"#,
+            site.name
+        );
+        Domain {
+            name: name.into(),
+            image,
+            address: site.address(10),
+            gateway: site.gateway,
+            lan: site.name.clone(),
+            bridge: site.bridge.clone(),
+            mac_a,
+            mac_b,
+            vcpus: 1,
+            memory_mib: 256,
+            mtu: 1500,
+            kvm: false,
+            metadata: Some(metadata),
+            command_line: String::new(),
+            devices: String::new(),
+        }
+    }
+
+    /// Where QEMU writes the VM's console, inside the site; see [`crate::site::Site::inside`].
+    #[must_use]
+    pub fn console(&self) -> String {
+        format!("/var/log/libvirt/qemu/{}-console.log", self.name)
+    }
+
+    /// The XML.
+    #[must_use]
+    pub fn xml(&self) -> String {
+        let Domain { name, address, gateway, bridge, mac_a, mac_b, vcpus, memory_mib, mtu, devices, .. } = self;
+        let (kind, cpu) = if self.kvm { ("kvm", "host-model") } else { ("qemu", "maximum") };
+        let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
+        let metadata = self.metadata.as_deref().unwrap_or_default();
+        let (console, lab_port, more) = (self.console(), exec::PORT, &self.command_line);
+        // mitigations=off and nowatchdog: under emulation they cost without protecting anything.
+        format!(
+            r#"<domain type='{kind}'>
+  <name>{name}</name>
+  <metadata>{metadata}</metadata>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>{vcpus}</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
+    <kernel>{kernel}</kernel>
+    <initrd>{initramfs}</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off nowatchdog no_timer_check random.trust_cpu=on lab.name={name} lab.address={address}/24 lab.gateway={gateway} lab.mtu={mtu} {more}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='{cpu}'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>destroy</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <controller type='virtio-serial' index='0'/>
+    <interface type='bridge'>
+      <mac address='{mac_a}'/>
+      <source bridge='{bridge}'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <interface type='bridge'>
+      <mac address='{mac_b}'/>
+      <source bridge='{SPARE_BRIDGE}'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <channel type='unix'><target type='virtio' name='{AGENT_PORT}'/></channel>
+    <channel type='unix'><target type='virtio' name='{lab_port}'/></channel>
+    <serial type='file'><source path='{console}' append='on'/></serial>
+    <memballoon model='none'/>
+    {devices}
+  </devices>
+</domain>
+"#
+        )
+    }
+}

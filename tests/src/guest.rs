@@ -1,0 +1,224 @@
+//! A running VM, on whichever site it is.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    domain::Domain,
+    exec::{self, Outcome, answer, request},
+    shell::{During as _, LabError, Result},
+    site::Site,
+};
+
+/// A VM that was booted on one of the sites. Dropping it destroys it wherever it is.
+#[derive(Debug)]
+pub struct Guest {
+    domain: Domain,
+    sites: Vec<Arc<Site>>,
+    link: Mutex<Link>,
+}
+
+/// The lab's connection to the VM's command port.
+#[derive(Debug)]
+struct Link {
+    /// Index of the site where the VM was last.
+    site: usize,
+    stream: Option<UnixStream>,
+    received: Vec<u8>,
+    next: u64,
+}
+
+impl Guest {
+    /// Boots the VM on the first of the sites, transient, and waits until it obeys commands.
+    ///
+    /// # Errors
+    /// libvirt refused it (its words are in the error), or it did not come up (its console is in the error).
+    pub fn boot(domain: &Domain, sites: &[Arc<Site>]) -> Result<Guest> {
+        let first = sites.first().ok_or_else(|| LabError::Other("no site to boot on".into()))?;
+        let definition = first.dir().join(format!("{}.xml", domain.name));
+        fs::write(&definition, domain.xml()).during(|| format!("write {}", definition.display()))?;
+        first.virsh(&["create".as_ref(), definition.as_os_str()])?;
+        let link = Link { site: 0, stream: None, received: Vec::new(), next: 1 };
+        let guest = Guest { domain: domain.clone(), sites: sites.to_vec(), link: Mutex::new(link) };
+        match guest.exec_within("true", Duration::from_secs(60)) {
+            Ok(_) => Ok(guest),
+            Err(error) => Err(LabError::Other(format!("{error}\nIts console:\n{}", guest.console()))),
+        }
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Where it runs now.
+    ///
+    /// # Errors
+    /// On no site.
+    pub fn site(&self) -> Result<&Arc<Site>> {
+        let mut link = self.link();
+        self.locate(&mut link)?;
+        Ok(&self.sites[link.site])
+    }
+
+    /// Runs a shell command in it, within 30 seconds. One at a time; for a long one use [`Guest::spawn`].
+    ///
+    /// # Errors
+    /// It does not answer. A failing command is not an error.
+    pub fn exec(&self, command: &str) -> Result<Outcome> {
+        self.exec_within(command, Duration::from_secs(30))
+    }
+
+    /// [`Guest::exec`], where anything but status 0 is an error; returns the standard output.
+    ///
+    /// # Errors
+    /// It does not answer, or the command failed.
+    pub fn must(&self, command: &str) -> Result<String> {
+        let outcome = self.exec(command)?;
+        if outcome.status == 0 {
+            return Ok(outcome.stdout);
+        }
+        let Outcome { status, stdout, stderr } = outcome;
+        Err(LabError::Other(format!("in the VM, {command}: status {status}\n{stdout}{stderr}")))
+    }
+
+    /// Starts a command that goes on running; its output is in `/var/log/NAME.log` there. Returns its process id.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn spawn(&self, name: &str, command: &str) -> Result<u32> {
+        let line = format!("({command}) </dev/null >/var/log/{name}.log 2>&1 & echo $!");
+        let answer = self.must(&line)?;
+        answer.trim().parse().map_err(|_| LabError::Other(format!("no process id from {line}: {answer}")))
+    }
+
+    /// [`Guest::exec`] with another limit. A command cut off by a migration is sent again, so it may run twice.
+    ///
+    /// # Errors
+    /// As [`Guest::exec`].
+    pub fn exec_within(&self, command: &str, limit: Duration) -> Result<Outcome> {
+        let mut link = self.link();
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.try_once(&mut link, command, deadline) {
+                Ok(outcome) => return Ok(outcome),
+                Err(_) if Instant::now() < deadline => {
+                    link.stream = None;
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(source) => {
+                    link.stream = None;
+                    return Err(LabError::Other(format!(
+                        "the VM {} did not answer {command:?} within {limit:?}: {source}",
+                        self.domain.name
+                    )));
+                }
+            }
+        }
+    }
+
+    fn try_once(&self, link: &mut Link, command: &str, deadline: Instant) -> Result<Outcome> {
+        if link.stream.is_none() {
+            let path = self.locate(link)?;
+            let stream = UnixStream::connect(&path).during(|| format!("connect to {}", path.display()))?;
+            stream.set_read_timeout(Some(Duration::from_secs(1))).during(|| "set a time limit".into())?;
+            link.stream = Some(stream);
+            link.received.clear();
+        }
+        let Link { stream: Some(stream), received, next, .. } = link else {
+            return Err(LabError::Other("not connected".into()));
+        };
+        *next += 1;
+        stream.write_all(&request(*next, command)).during(|| "send a command to the VM".into())?;
+        loop {
+            if let Some(outcome) = answer(received, *next) {
+                return Ok(outcome);
+            }
+            let mut chunk = [0; 65536];
+            match stream.read(&mut chunk) {
+                Ok(0) => return Err(LabError::Other("the VM's port was closed".into())),
+                Ok(length) => received.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if Instant::now() > deadline {
+                        return Err(LabError::Other("no answer".into()));
+                    }
+                }
+                Err(error) => return Err(error).during(|| "read from the VM".into()),
+            }
+        }
+    }
+
+    /// Finds the site where the VM is, and its port's socket there.
+    fn locate(&self, link: &mut Link) -> Result<PathBuf> {
+        let order = (0..self.sites.len()).map(|offset| (link.site + offset) % self.sites.len());
+        for index in order.collect::<Vec<_>>() {
+            let site = &self.sites[index];
+            let Ok(xml) = site.virsh(&["dumpxml", &self.domain.name]) else { continue };
+            if !xml.starts_with("<domain") || !xml[..xml.len().min(60)].contains(" id=") {
+                continue;
+            }
+            if let Some(path) = port_path(&xml, exec::PORT) {
+                link.site = index;
+                return Ok(site.inside(path));
+            }
+        }
+        Err(LabError::Other(format!("the VM {} runs on no site", self.domain.name)))
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it has written to its console, on each site.
+    #[must_use]
+    pub fn console(&self) -> String {
+        let read = |site: &Arc<Site>| {
+            let text = fs::read(site.inside(&self.domain.console())).unwrap_or_default();
+            format!("[{}]\n{}", site.name(), String::from_utf8_lossy(&text))
+        };
+        self.sites.iter().map(read).collect()
+    }
+
+    /// Whether the guest kernel itself has failed. Emulation can do that; it is not a connection that LSM lost.
+    #[must_use]
+    pub fn kernel_died(&self) -> bool {
+        let console = self.console();
+        ["Oops", "Kernel panic", "BUG:", "general protection fault", "list_add corruption"]
+            .iter()
+            .any(|sign| console.contains(sign))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        for site in &self.sites {
+            let _ = site.virsh(&["destroy", &self.domain.name]);
+        }
+    }
+}
+
+/// The socket of the channel `name` in a live domain's XML.
+fn port_path<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let channel = xml.split("<channel").find(|channel| channel.contains(&format!("name='{name}'")))?;
+    channel.split("path='").nth(1)?.split('\'').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_found_by_its_name() {
+        let xml = "<channel type='unix'><source mode='bind' path='/a'/><target type='virtio' name='one'/></channel>\
+                   <channel type='unix'><source mode='bind' path='/b'/><target type='virtio' name='two'/></channel>";
+        assert_eq!(port_path(xml, "two"), Some("/b"));
+        assert_eq!(port_path(xml, "three"), None);
+    }
+}
