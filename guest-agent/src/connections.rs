@@ -221,19 +221,21 @@ fn read_row(payload: &[u8]) -> Option<Row> {
     if let Some(ulp) = attribute(rest, ATTR_ULP_INFO).and_then(Ulp::read)
         && ulp.is_mptcp(state)
     {
+        let opened_by_us = ulp.flags & (FLAG_MCAP_LOC | FLAG_JOIN_LOC) != 0;
         let subflow = Subflow {
             local,
             remote,
             established: state == ESTABLISHED && ulp.agreed(),
             initial: ulp.initial(),
-            opened_by_us: ulp.flags & (FLAG_MCAP_LOC | FLAG_JOIN_LOC) != 0,
+            opened_by_us,
             backup: ulp.flags & FLAG_BKUP_LOC != 0,
             backup_by_peer: ulp.flags & FLAG_BKUP_REM != 0,
             local_id: ulp.local_id,
             remote_id: ulp.remote_id,
             rtt_us: info.rtt_us,
             unacked: info.unacked,
-            bytes_acked: info.bytes_acked,
+            // The kernel counts the SYN, on the side that sent it.
+            bytes_acked: info.bytes_acked.saturating_sub(opened_by_us.into()),
             bytes_received: info.bytes_received,
             unsent: info.unsent,
             inode,

@@ -157,7 +157,8 @@ impl PathManager {
     /// Adds an endpoint. One that is implicit takes the new flags; then `id` must be 0 or its own.
     ///
     /// # Errors
-    /// EEXIST when the address is an endpoint already, ERANGE when there is no room (8 of a kind).
+    /// EEXIST when the address is an endpoint already, or EBUSY (6.18) when also the id is taken; ERANGE when there is no
+    /// room (8 of a kind).
     pub fn add(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         let request = self.command(CMD_ADD_ADDR).nest(ATTR_ADDR, |mut message| {
             message = name(message, endpoint.id, Some(endpoint.address));

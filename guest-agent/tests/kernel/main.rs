@@ -1,0 +1,10 @@
+//! The IO modules against the real kernel, in network namespaces of their own.
+//!
+//! Namespaces belong to threads here: each test runs in a thread that leaves the machine's network first of all, so that
+//! nothing it does can touch it, and what it made is gone when it ends.
+
+mod addresses;
+mod answers;
+mod place;
+mod switch;
+mod traffic;
