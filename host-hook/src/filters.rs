@@ -1,0 +1,155 @@
+//! What may cross a tunnel, as nftables rules of the bridge family in a table of our own.
+//!
+//! At the LAN end a VM can put only frames with its own MAC into the LAN, and of the LAN only the vNIC's own frames and
+//! the few broadcasts it cannot live without (see [`Crossing`]) cross to it. At the VM end only the vNIC's own frames
+//! enter the tunnel. A frame that has the vNIC's MAC as its source never comes *to* the vNIC: the VM would take it for
+//! somebody with the same address. Nothing goes from one tunnel to another.
+//!
+//! Every change is one transaction of `nft -f -`. What is dropped is counted.
+
+mod rules;
+
+use std::{io, process::Stdio};
+
+use lsm_protocol::Mac;
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
+
+/// Which frames that are not for the vNIC alone cross from its LAN to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crossing {
+    /// ARP, and IPv6 neighbour solicitations and advertisements: needed to be found, and to find the gateway.
+    pub arp: bool,
+    /// DHCP replies by broadcast.
+    pub dhcp: bool,
+    /// IPv6 router advertisements.
+    pub ra: bool,
+}
+
+/// Frames that one end of a tunnel has seen since it was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Into the tunnel at this end.
+    pub sent: u64,
+    /// Kept out of the tunnel at this end.
+    pub sent_dropped: u64,
+    /// Out of the tunnel at this end.
+    pub received: u64,
+    /// Come out of the tunnel and dropped.
+    pub received_dropped: u64,
+}
+
+/// What went wrong with the filters.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilterError {
+    #[error("cannot run nft: is the package nftables installed?")]
+    Run(#[source] io::Error),
+    #[error("nft refused to {what}: {said}")]
+    Refused { what: String, said: String },
+    #[error("nft's list of {0} cannot be read")]
+    Unreadable(&'static str, #[source] serde_json::Error),
+}
+
+/// One change after the other: whether the table has become empty is decided outside the kernel.
+static TABLE: Mutex<()> = Mutex::const_new(());
+
+/// Guards the LAN end of a tunnel. Also the way to change what crosses.
+///
+/// # Errors
+/// When `nft` refuses; nothing has changed then.
+pub async fn guard_lan_end(vni: u32, mac: Mac, crossing: Crossing) -> Result<(), FilterError> {
+    let _turn = TABLE.lock().await;
+    change(&format!("guard the LAN end of tunnel {vni}"), &rules::lan_end(vni, mac, crossing)).await
+}
+
+/// Guards the VM end of a tunnel.
+///
+/// # Errors
+/// As [`guard_lan_end`].
+pub async fn guard_vm_end(vni: u32, mac: Mac) -> Result<(), FilterError> {
+    let _turn = TABLE.lock().await;
+    change(&format!("guard the VM end of tunnel {vni}"), &rules::vm_end(vni, mac)).await
+}
+
+/// Removes the guard of a tunnel, and the table with the last one.
+///
+/// # Errors
+/// When `nft` refuses.
+pub async fn remove(vni: u32) -> Result<(), FilterError> {
+    let _turn = TABLE.lock().await;
+    let guarded = guarded().await?;
+    if !guarded.contains(&vni) {
+        return Ok(());
+    }
+    let text = if guarded.len() == 1 { rules::remove_all() } else { rules::remove(vni) };
+    change(&format!("remove the filters of tunnel {vni}"), &text).await
+}
+
+/// The VNIs of the tunnels that are guarded.
+///
+/// # Errors
+/// When `nft` does not answer.
+pub async fn list() -> Result<Vec<u32>, FilterError> {
+    let _turn = TABLE.lock().await;
+    guarded().await
+}
+
+/// The counters of one tunnel; `None` where there is no such tunnel.
+///
+/// # Errors
+/// When `nft` does not answer.
+pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
+    let objects = objects("counter").await?;
+    let packets = |name: String| {
+        objects.iter().find(|object| object["name"] == name.as_str()).and_then(|object| object["packets"].as_u64())
+    };
+    let [sent, sent_dropped, received, received_dropped] = rules::counters(vni).map(packets);
+    Ok(sent.map(|sent| Counts {
+        sent,
+        sent_dropped: sent_dropped.unwrap_or(0),
+        received: received.unwrap_or(0),
+        received_dropped: received_dropped.unwrap_or(0),
+    }))
+}
+
+async fn guarded() -> Result<Vec<u32>, FilterError> {
+    let chains = objects("chain").await?;
+    Ok(chains.iter().filter_map(|chain| rules::vni_of_chain(chain["name"].as_str()?)).collect())
+}
+
+/// All objects of a kind in our table; none when there is no table.
+async fn objects(kind: &'static str) -> Result<Vec<Value>, FilterError> {
+    let listed = nft(&["-j", "list", &format!("{kind}s"), "bridge"], "").await?;
+    if !listed.status.success() {
+        let what = format!("list the {kind}s of the table {}", rules::TABLE);
+        return Err(FilterError::Refused { what, said: said(&listed.stderr) });
+    }
+    let value: Value = serde_json::from_slice(&listed.stdout).map_err(|e| FilterError::Unreadable(kind, e))?;
+    let entries = value["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ours = entries.iter().map(|entry| &entry[kind]).filter(|object| object["table"] == rules::TABLE);
+    Ok(ours.cloned().collect())
+}
+
+async fn change(what: &str, text: &str) -> Result<(), FilterError> {
+    let output = nft(&["-f", "-"], text).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(FilterError::Refused { what: what.to_owned(), said: said(&output.stderr) })
+}
+
+async fn nft(arguments: &[&str], input: &str) -> Result<std::process::Output, FilterError> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(FilterError::Run)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A transaction is far smaller than a pipe's buffer; an nft that dies early says so by its status.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    child.wait_with_output().await.map_err(FilterError::Run)
+}
+
+fn said(stderr: &[u8]) -> String {
+    String::from_utf8_lossy(stderr).lines().next().unwrap_or("nothing").trim().to_owned()
+}

@@ -1,0 +1,326 @@
+//! Tunnels: a VXLAN device with one fixed remote, for one vNIC, between the host where the VM runs and a host on the
+//! vNIC's LAN.
+//!
+//! ```text
+//!   LAN end                                                    VM end
+//!   LAN's bridge -- lsmp<vni> -- lsmt<vni> ~~~ underlay ~~~ lsmt<vni> -- lsmp<vni> -- lsmb<vni> -- tap
+//! ```
+//!
+//! `lsmt` is the VXLAN device, `lsmb` the vNIC's own bridge, `lsmp` a macvlan in passthru mode between the two. It is
+//! there for the MTU: a VXLAN device that is itself a bridge port answers full frames with "fragmentation needed" in
+//! the receiver's name as soon as they do not fit the underlay (`skb_tunnel_check_pmtu`, seen on 6.18), one that is
+//! not a port lets the outer packet be fragmented.
+//!
+//! Everything may be done twice: "already so" and "already gone" are success.
+
+mod links;
+mod underlay;
+
+use std::{io, net::IpAddr};
+
+use lsm_protocol::Mac;
+use rtnetlink::{
+    LinkBridge, LinkMacVlan, LinkMessageBuilder, LinkVxlan,
+    packet_route::link::{InfoData, InfoVxlan, LinkMessage, MacVlanMode, VxlanDf},
+};
+
+use self::links::{Link, Links};
+pub use self::underlay::{PathMtu, path_mtu};
+use crate::{
+    divert::{DivertError, Fdb},
+    filters::{self, Crossing, FilterError},
+};
+
+/// One tunnel, as one of its two hosts sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelSpec {
+    /// VXLAN network identifier, below 2^24, the tunnel's name on both hosts.
+    pub vni: u32,
+    /// The vNIC.
+    pub mac: Mac,
+    /// This host's underlay address.
+    pub local: IpAddr,
+    /// The other host's underlay address.
+    pub remote: IpAddr,
+    /// UDP port of VXLAN on both hosts.
+    pub port: u16,
+    /// The LAN's MTU in bytes: the largest IP packet that crosses whole.
+    pub mtu: u32,
+}
+
+/// What went wrong with a tunnel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunnelError {
+    #[error("cannot {what}")]
+    Kernel {
+        what: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("cannot {what}")]
+    Io {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no interface {0}: see \"ip link\" and the bridge names in host.toml")]
+    Missing(String),
+    #[error("{0} is not a bridge: see the bridge names in host.toml")]
+    NotABridge(String),
+    #[error("VNI {0} is out of range: 1 to 16777215")]
+    BadVni(u32),
+    #[error("the tunnel's ends {local} and {remote} are not of one address family")]
+    Families { local: IpAddr, remote: IpAddr },
+    #[error(transparent)]
+    Filters(#[from] FilterError),
+    #[error(transparent)]
+    Fdb(#[from] DivertError),
+    #[error("tunnel {vni} was taken down only in part: {}", .errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    LeftBehind { vni: u32, errors: Vec<TunnelError> },
+}
+
+/// Name of the tunnel's VXLAN device.
+pub fn device(vni: u32) -> String {
+    format!("lsmt{vni:x}")
+}
+
+/// Name of the tunnel's port in a bridge.
+pub fn port(vni: u32) -> String {
+    format!("lsmp{vni:x}")
+}
+
+/// Name of the bridge that a vNIC has for itself at the tunnel's VM end.
+pub fn bridge(vni: u32) -> String {
+    format!("lsmb{vni:x}")
+}
+
+/// All tunnels of this host.
+#[derive(Clone)]
+pub struct Tunnels {
+    links: Links,
+}
+
+impl Tunnels {
+    /// Opens the way to the kernel, in the network namespace of the calling thread. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no netlink socket.
+    pub fn open() -> Result<Self, TunnelError> {
+        Ok(Self { links: Links::open()? })
+    }
+
+    /// Builds the end on the vNIC's LAN: the tunnel becomes a port of `lan_bridge`. `toward_tunnel` says that the VM
+    /// is at the far end now, so that the LAN's frames for the vNIC go there.
+    ///
+    /// # Errors
+    /// What the kernel refused; what was built until then stays and is taken down by [`Tunnels::remove`].
+    pub async fn build_lan_end(
+        &self,
+        spec: &TunnelSpec,
+        lan_bridge: &str,
+        toward_tunnel: bool,
+        crossing: Crossing,
+    ) -> Result<(), TunnelError> {
+        let lan = self.links.need(lan_bridge).await?;
+        if !lan.is_bridge() {
+            return Err(TunnelError::NotABridge(lan_bridge.to_owned()));
+        }
+        // Filters first: they match by name, so no frame ever crosses unfiltered.
+        filters::guard_lan_end(spec.vni, spec.mac, crossing).await?;
+        let port = self.build_port(spec).await?;
+        let name = self::port(spec.vni);
+        self.links.set(&name, port.index(), |link| link.controller(lan.index())).await?;
+        // No unicast flooding: before the VM's CPUs stop, an unknown vNIC's frames would pile up at the far end.
+        self.links.set_port(&name, port.index(), |p| p.learning(false).flood(false)).await?;
+        if toward_tunnel {
+            let fdb = Fdb::open()?;
+            fdb.divert(&fdb.prepare(lan_bridge, spec.mac, &name, None)?)?;
+        }
+        self.links.set(&name, port.index(), LinkMessageBuilder::up).await
+    }
+
+    /// Builds the end at the VM: the vNIC's own bridge with the tunnel in it. The tap is put there by libvirt
+    /// (destination) or by [`Tunnels::plug`] (source).
+    ///
+    /// # Errors
+    /// As [`Tunnels::build_lan_end`].
+    pub async fn build_vm_end(&self, spec: &TunnelSpec) -> Result<(), TunnelError> {
+        filters::guard_vm_end(spec.vni, spec.mac).await?;
+        let own = self.build_bridge(spec).await?;
+        let port = self.build_port(spec).await?;
+        let name = self::port(spec.vni);
+        self.links.set(&name, port.index(), |link| link.controller(own)).await?;
+        // Learning on the tunnel's port would point the vNIC's MAC away from the tap where frames wait for the CPUs.
+        self.links.set_port(&name, port.index(), |p| p.learning(false)).await?;
+        self.links.set(&name, port.index(), LinkMessageBuilder::up).await
+    }
+
+    /// Plugs a tap into a bridge and tells which bridge it was in before.
+    ///
+    /// # Errors
+    /// When either does not exist or the kernel refuses.
+    pub async fn plug(&self, tap: &str, bridge: &str) -> Result<Option<String>, TunnelError> {
+        let link = self.links.need(tap).await?;
+        let target = self.links.need(bridge).await?;
+        let former = match link.master() {
+            Some(index) => self.links.find_index(index).await?.and_then(|l| l.name().map(str::to_owned)),
+            None => None,
+        };
+        if link.master() != Some(target.index()) {
+            self.links.set(tap, link.index(), |l| l.controller(target.index())).await?;
+        }
+        Ok(former)
+    }
+
+    /// Takes a tap out of its bridge. A tap that is gone is success.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn unplug(&self, tap: &str) -> Result<(), TunnelError> {
+        match self.links.find(tap).await? {
+            Some(link) if link.master().is_some() => {
+                self.links.set(tap, link.index(), LinkMessageBuilder::nocontroller).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether broadcasts, multicasts and frames for unknown addresses are flooded to a bridge port. A tap that waits
+    /// for its VM is better off without: what the LAN broadcasts meanwhile would fill the queue that the VM's own
+    /// frames need.
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub async fn set_flooding(&self, port: &str, flood: bool) -> Result<(), TunnelError> {
+        let link = self.links.need(port).await?;
+        self.links.set_port(port, link.index(), |p| p.flood(flood).mcast_flood(flood).bcast_flood(flood)).await
+    }
+
+    /// Takes this host's end down: filters, devices, the vNIC's bridge. A tap still in that bridge is left without one.
+    ///
+    /// # Errors
+    /// All that could not be removed; the rest is gone.
+    pub async fn remove(&self, vni: u32) -> Result<(), TunnelError> {
+        let mut errors = Vec::new();
+        for name in [port(vni), device(vni), bridge(vni)] {
+            errors.extend(self.links.delete(&name).await.err());
+        }
+        // Last: as long as a device stands, so does its guard.
+        errors.extend(filters::remove(vni).await.err().map(TunnelError::from));
+        if errors.is_empty() { Ok(()) } else { Err(TunnelError::LeftBehind { vni, errors }) }
+    }
+
+    /// The VNIs of all tunnels of which anything is left on this host, in ascending order.
+    ///
+    /// # Errors
+    /// When the kernel does not list its interfaces.
+    pub async fn list_ours(&self) -> Result<Vec<u32>, TunnelError> {
+        let links = self.links.all().await?;
+        let mut ours: Vec<u32> = links.iter().filter_map(|link| vni_of(link.name()?)).collect();
+        ours.extend(filters::list().await?);
+        ours.sort_unstable();
+        ours.dedup();
+        Ok(ours)
+    }
+
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn link_exists(&self, name: &str) -> Result<bool, TunnelError> {
+        Ok(self.links.find(name).await?.is_some())
+    }
+
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn bridge_exists(&self, name: &str) -> Result<bool, TunnelError> {
+        Ok(self.links.find(name).await?.is_some_and(|link| link.is_bridge()))
+    }
+
+    /// How many frames a tap holds for a VM that does not read.
+    ///
+    /// # Errors
+    /// When there is no such tap.
+    pub async fn set_queue_length(&self, tap: &str, frames: u32) -> Result<(), TunnelError> {
+        let link = self.links.need(tap).await?;
+        self.links.set(tap, link.index(), |l| l.txqueuelen(frames)).await
+    }
+
+    /// Sets an interface's MTU, in bytes.
+    ///
+    /// # Errors
+    /// When there is no such interface or the kernel refuses the number.
+    pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), TunnelError> {
+        let link = self.links.need(name).await?;
+        self.links.set(name, link.index(), |l| l.mtu(mtu)).await
+    }
+
+    async fn build_bridge(&self, spec: &TunnelSpec) -> Result<u32, TunnelError> {
+        let name = bridge(spec.vni);
+        let link = match self.links.find(&name).await? {
+            Some(link) => link,
+            None => self.links.create(&name, LinkBridge::new(&name).build()).await?,
+        };
+        self.links.set_bridge(&name, |b| b.forward_delay(0).mcast_snooping(false)).await?;
+        self.links.keep_ip_off(&name, link.index()).await?;
+        self.links.set(&name, link.index(), |l| l.mtu(spec.mtu).arp(false).up()).await?;
+        Ok(link.index())
+    }
+
+    /// The VXLAN device, up, and its port, down.
+    async fn build_port(&self, spec: &TunnelSpec) -> Result<Link, TunnelError> {
+        let (device, port) = (device(spec.vni), port(spec.vni));
+        let vxlan = vxlan(spec)?;
+        let lower = match self.links.find(&device).await? {
+            Some(link) if leads_to(&link, spec) => link,
+            // Of another migration, to another host.
+            Some(_) => {
+                self.links.delete(&device).await?;
+                self.links.create(&device, vxlan).await?
+            }
+            None => self.links.create(&device, vxlan).await?,
+        };
+        self.links.keep_ip_off(&device, lower.index()).await?;
+        self.links.set(&device, lower.index(), |l| l.mtu(spec.mtu).arp(false).up()).await?;
+        let upper = match self.links.find(&port).await? {
+            Some(link) => link,
+            None => {
+                let macvlan = LinkMacVlan::new(&port, lower.index(), MacVlanMode::Passthrough);
+                self.links.create(&port, macvlan.build()).await?
+            }
+        };
+        self.links.keep_ip_off(&port, upper.index()).await?;
+        self.links.set(&port, upper.index(), |l| l.mtu(spec.mtu).arp(false)).await?;
+        Ok(upper)
+    }
+}
+
+fn vni_of(name: &str) -> Option<u32> {
+    let digits = ["lsmt", "lsmp", "lsmb"].iter().find_map(|prefix| name.strip_prefix(prefix))?;
+    let vni = u32::from_str_radix(digits, 16).ok()?;
+    // Only names we would have given.
+    (format!("{vni:x}") == digits).then_some(vni)
+}
+
+fn vxlan(spec: &TunnelSpec) -> Result<LinkMessage, TunnelError> {
+    if !(1..1 << 24).contains(&spec.vni) {
+        return Err(TunnelError::BadVni(spec.vni));
+    }
+    let builder = LinkVxlan::new(&device(spec.vni), spec.vni);
+    let builder = match (spec.local, spec.remote) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => builder.local(local).remote(remote),
+        (IpAddr::V6(local), IpAddr::V6(remote)) => builder.local6(local).remote6(remote),
+        (local, remote) => return Err(TunnelError::Families { local, remote }),
+    };
+    // No "don't fragment" outside: full frames of the LAN cross an underlay that is no larger than the LAN.
+    Ok(builder.port(spec.port).learning(false).df(VxlanDf::Unset).mtu(spec.mtu).build())
+}
+
+fn leads_to(link: &Link, spec: &TunnelSpec) -> bool {
+    let Some(InfoData::Vxlan(infos)) = link.data() else { return false };
+    let (local, remote) = match (spec.local, spec.remote) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => (InfoVxlan::Local(local), InfoVxlan::Group(remote)),
+        (IpAddr::V6(local), IpAddr::V6(remote)) => (InfoVxlan::Local6(local), InfoVxlan::Group6(remote)),
+        _ => return false,
+    };
+    [InfoVxlan::Id(spec.vni), InfoVxlan::Port(spec.port), local, remote].iter().all(|info| infos.contains(info))
+}
