@@ -26,7 +26,7 @@ fn write(direction: u64, sequence: u64, count: u64) -> [u8; LENGTH] {
     bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
     bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
     bytes[16..24].copy_from_slice(&count.to_le_bytes());
-    let key = pattern::key(direction ^ sequence << 16 ^ count << 40);
+    let key = pattern::key(direction ^ pattern::key(sequence) ^ pattern::key(count).rotate_left(1));
     bytes[HEADER..].copy_from_slice(pattern::at(key, 0, LENGTH - HEADER));
     bytes
 }

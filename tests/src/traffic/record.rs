@@ -103,10 +103,11 @@ impl Header {
 }
 
 fn check(key: u64, words: [u64; 4]) -> u32 {
-    words.iter().fold(key ^ 0x6c73_6d20_7472_6166, |sum, word| {
+    let sum = words.iter().fold(key ^ 0x6c73_6d20_7472_6166, |sum, word| {
         let mixed = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed ^ (mixed >> 29)
-    }) as u32
+    });
+    (sum ^ (sum >> 32)) as u32
 }
 
 /// What the client asks of the VM's end of a connection.
