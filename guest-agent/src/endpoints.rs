@@ -17,7 +17,7 @@ const ANNOUNCED: Flags = Flags { signal: true, subflow: true, backup: true, full
 const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fullmesh: false, implicit: false };
 
 /// Announces the new address, as backup.
-pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+pub(crate) fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
     let address = paths.new.exit.source;
@@ -33,13 +33,13 @@ pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal>
 }
 
 /// Announces it again to those who did not join: under a fresh id, since a peer takes no address twice.
-pub fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+pub(crate) fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     withdraw(kernel, record, Side::New)?;
     announce(kernel, record)
 }
 
 /// The flip: both priorities in one write.
-pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+pub(crate) fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let paths = match side {
         Side::New => paths(record)?,
         // On the way back from a preparation that did not get far there may be nothing to prefer.
@@ -63,7 +63,7 @@ pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<()
 }
 
 /// Deletes the endpoint of this side's address, if there is one: RM_ADDR to every peer, its subflows close.
-pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+pub(crate) fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let Some(paths) = record.paths else { return Ok(()) };
     let address = match side {
         Side::Old => paths.old.exit.source,

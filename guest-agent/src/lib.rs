@@ -1,11 +1,20 @@
-//! What the guest agent is made of. The modules below are thin: they translate between the kernel's words and ours, and
-//! decide nothing.
+//! What the guest agent is made of. The decisions are lsm-protocol's; the modules here translate between the
+//! kernel's words and ours.
 
+pub mod bus;
 pub mod connections;
+pub mod daemon;
+mod endpoints;
+mod kernel;
 pub mod mptcp;
 pub mod neighbours;
 pub mod netlink;
 mod readiness;
+pub mod path;
+pub mod record;
+mod rehearse;
 pub mod routing;
 pub mod sysctl;
+mod tally;
+pub mod transport;
 pub mod vnic;

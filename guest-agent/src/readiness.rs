@@ -15,6 +15,7 @@ impl OwnsDescriptor for OwnedFd {}
 impl OwnsDescriptor for File {}
 impl OwnsDescriptor for socket2::Socket {}
 impl OwnsDescriptor for netlink_sys::Socket {}
+impl OwnsDescriptor for crate::transport::serial::Watch {}
 
 /// Puts a non-blocking descriptor under the current runtime.
 pub(crate) fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {

@@ -22,7 +22,7 @@ struct Carried {
 
 /// What earlier counts saw, by the connection's token.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// At the last count before the flip.
     before: HashMap<u32, Carried>,
     /// At the last count.
@@ -31,7 +31,7 @@ pub struct Tally {
 
 impl Tally {
     /// Counts; `flipped` when the new path is preferred.
-    pub fn count(&mut self, snapshot: &Snapshot, paths: &Paths, flipped: bool) -> Counts {
+    pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, flipped: bool) -> Counts {
         let (old, new) = (paths.old.exit.source, paths.new.exit.source);
         let mut counts = Counts::default();
         let mut seen = HashMap::with_capacity(snapshot.connections.len());

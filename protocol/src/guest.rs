@@ -417,6 +417,10 @@ impl Preparing {
                 self.arrival = self.arrival.max(Arrival::Guessed);
                 (Guest::Preparing(self), vec![])
             }
+            (_, Event::Told(ToGuest::Switch { migration, .. })) => {
+                let why = Refusal::NotPrepared;
+                (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
+            }
             (stage, Event::Restarted) => {
                 let order = match stage {
                     Stage::Raising => Order::Do(Step::RaisePath),

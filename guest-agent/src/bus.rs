@@ -1,0 +1,285 @@
+//! The D-Bus interface `org.lsm.Guest1`: on the system bus where there is one, and always peer-to-peer on a Unix socket
+//! that only root can open, so that an image without a bus has it too.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use lsm_protocol::{Addressing, Drain, FromGuest, GuestStatus, Mac, MigrationId, Prepare, Refusal, Side, ToGuest};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+use zbus::{Connection, connection, fdo};
+
+use crate::record::Record;
+
+/// The object's path.
+pub const OBJECT: &str = "/org/lsm/Guest1";
+/// The name on the system bus.
+pub const NAME: &str = "org.lsm.Guest1";
+/// The longest that a call may take: a preparation with all its deadlines.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// A migration begun by hand waits this long for its switch.
+const LEASE: Duration = Duration::from_secs(3_600);
+
+/// What the interface asks of the daemon.
+pub enum Call {
+    Status { answer: oneshot::Sender<Status> },
+    /// Which orders a message would bring, without carrying them out.
+    Rehearse { told: ToGuest, answer: oneshot::Sender<Vec<String>> },
+    /// The same message as from the host; answered with the machine's reply.
+    Tell { told: ToGuest, answer: oneshot::Sender<FromGuest> },
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub state: String,
+    pub migration: Option<String>,
+    pub awaiting: Option<String>,
+    pub joined: u32,
+    pub waiting: u32,
+    pub moved: u32,
+    pub legacy: u32,
+    pub old: Option<String>,
+    pub new: Option<String>,
+}
+
+impl Status {
+    pub fn of(record: &Record) -> Status {
+        let GuestStatus { state, migration, counts, awaiting } = record.guest.status();
+        let show = |p: &crate::record::Plugged| format!("{} on {}", p.exit.source, p.mac);
+        Status {
+            state,
+            migration: migration.map(|m| m.to_string()),
+            awaiting,
+            joined: counts.joined,
+            waiting: counts.waiting,
+            moved: counts.moved,
+            legacy: counts.legacy,
+            old: record.paths.as_ref().map(|p| show(&p.old)),
+            new: record.paths.as_ref().map(|p| show(&p.new)),
+        }
+    }
+}
+
+struct Interface {
+    calls: mpsc::UnboundedSender<Call>,
+}
+
+#[zbus::interface(name = "org.lsm.Guest1")]
+impl Interface {
+    /// State, migration, what is awaited, and the connections, by name.
+    async fn status(&self) -> fdo::Result<HashMap<String, zbus::OwnedVariant>> {
+        let status = self.ask(|answer| Call::Status { answer }).await?;
+        let mut map = HashMap::new();
+        let mut text = |key: &str, value: Option<String>| {
+            if let Ok(value) = zbus::OwnedVariant::try_from(zbus::Variant::from(value.unwrap_or_default())) {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        text("state", Some(status.state));
+        text("migration", status.migration);
+        text("awaiting", status.awaiting);
+        text("old", status.old);
+        text("new", status.new);
+        for (key, value) in [
+            ("joined", status.joined),
+            ("waiting", status.waiting),
+            ("moved", status.moved),
+            ("legacy", status.legacy),
+        ] {
+            map.insert(key.to_owned(), zbus::OwnedVariant::from(value));
+        }
+        Ok(map)
+    }
+
+    /// Makes the vNIC `new` ready with `address` (with its prefix length) and `gateway`; gives the migration's id.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
+    async fn prepare(
+        &self,
+        old: &str,
+        new: &str,
+        lan: &str,
+        address: &str,
+        gateway: &str,
+        mtu: u16,
+        arrived: bool,
+    ) -> fdo::Result<String> {
+        let migration = MigrationId(random().map_err(|e| fdo::Error::Failed(e.to_string()))?);
+        let plan = plan(migration, old, new, lan, address, gateway, mtu, arrived).map_err(fdo::Error::InvalidArgs)?;
+        self.tell(ToGuest::Prepare(plan)).await?;
+        Ok(migration.to_string())
+    }
+
+    /// The flip (`to` is `new`) or the flip back (`old`) of the migration under way. With `dry_run` only says each step.
+    async fn switch(&self, to: &str, dry_run: bool) -> fdo::Result<Vec<String>> {
+        let to = match to {
+            "new" => Side::New,
+            "old" => Side::Old,
+            other => return Err(fdo::Error::InvalidArgs(format!("{other:?} is not a side: say \"new\" or \"old\""))),
+        };
+        let told = ToGuest::Switch { migration: self.migration().await?, to };
+        let lines = self.ask(|answer| Call::Rehearse { told: told.clone(), answer }).await?;
+        if !dry_run {
+            self.tell(told).await?;
+        }
+        Ok(lines)
+    }
+
+    /// Puts everything back as it was before the preparation.
+    async fn abort(&self) -> fdo::Result<()> {
+        let told = ToGuest::Abort { migration: self.migration().await? };
+        self.tell(told).await.map(drop)
+    }
+
+    /// The VM has arrived: what the destination would say.
+    async fn arrived(&self) -> fdo::Result<()> {
+        let told = ToGuest::Arrived { migration: self.migration().await? };
+        self.tell(told).await.map(drop)
+    }
+}
+
+impl Interface {
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> fdo::Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let gone = |_| fdo::Error::Failed("the agent is stopping".to_owned());
+        self.calls.send(call(answer)).map_err(|_| fdo::Error::Failed("the agent is stopping".to_owned()))?;
+        answered.await.map_err(gone)
+    }
+
+    async fn tell(&self, told: ToGuest) -> fdo::Result<FromGuest> {
+        let reply = tokio::time::timeout(TIMEOUT, self.ask(|answer| Call::Tell { told, answer })).await;
+        match reply {
+            Ok(Ok(FromGuest::Refused { why, .. })) => Err(fdo::Error::Failed(why.to_string())),
+            Ok(reply) => reply,
+            Err(_) => Err(fdo::Error::TimedOut(format!("no outcome within {} s; see \"lsm-guest status\"", TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn migration(&self) -> fdo::Result<MigrationId> {
+        let status = self.ask(|answer| Call::Status { answer }).await?;
+        let id = status.migration.as_deref().and_then(parse_id);
+        id.ok_or_else(|| fdo::Error::Failed(Refusal::NotPrepared.to_string()))
+    }
+}
+
+/// Serves the Unix socket for as long as the agent runs.
+pub async fn serve_socket(path: PathBuf, calls: mpsc::UnboundedSender<Call>) {
+    let listener = match bind(&path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, socket = %path.display(), "cannot listen; the command line will not reach this agent");
+            return;
+        }
+    };
+    while let Ok((stream, _)) = listener.accept().await {
+        let calls = calls.clone();
+        tokio::spawn(async move {
+            match serve_peer(stream, calls).await {
+                Ok(connection) => connection.monitor_activity_to_end().await,
+                Err(error) => tracing::debug!(%error, "a caller went away during the handshake"),
+            }
+        });
+    }
+}
+
+trait MonitorToEnd {
+    async fn monitor_activity_to_end(self);
+}
+
+impl MonitorToEnd for Connection {
+    /// Keeps the connection until its caller is gone.
+    async fn monitor_activity_to_end(self) {
+        let mut stream = zbus::MessageStream::from(&self);
+        while let Some(Ok(_)) = futures_util::StreamExt::next(&mut stream).await {}
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> zbus::Result<Connection> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        return Err(zbus::Error::Failure("only root may speak to the agent".to_owned()));
+    }
+    let guid = zbus::Guid::generate();
+    connection::Builder::unix_stream(stream.into_std()?)
+        .server(guid)
+        .p2p()
+        .serve_at(OBJECT, Interface { calls })
+        .build()
+        .await
+}
+
+/// Offers the interface on the system bus, where there is one, for as long as the agent runs.
+pub async fn serve_system_bus(calls: mpsc::UnboundedSender<Call>) {
+    let serve = async {
+        connection::Builder::system().name(NAME).serve_at(OBJECT, Interface { calls }).build().await
+    };
+    match serve.await {
+        Ok(connection) => {
+            tracing::info!(name = NAME, "on the system bus");
+            connection.monitor_activity_to_end().await;
+        }
+        Err(error) => tracing::info!(%error, "not on the system bus; the Unix socket serves the command line"),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
+fn plan(
+    migration: MigrationId,
+    old: &str,
+    new: &str,
+    lan: &str,
+    address: &str,
+    gateway: &str,
+    mtu: u16,
+    arrived: bool,
+) -> Result<Prepare, String> {
+    let mac = |text: &str| text.parse::<Mac>().map_err(|e| format!("{text:?}: {e}"));
+    let (ip, prefix) = address.split_once('/').ok_or_else(|| format!("{address:?} has no prefix length: say 10.2.0.7/24"))?;
+    Ok(Prepare {
+        migration,
+        old: mac(old)?,
+        new: mac(new)?,
+        lan: lan.to_owned(),
+        addressing: Addressing::Static {
+            address: ip.parse().map_err(|e| format!("{ip:?}: {e}"))?,
+            prefix_len: prefix.parse().map_err(|e| format!("prefix length {prefix:?}: {e}"))?,
+            gateway: gateway.parse().map_err(|e| format!("{gateway:?}: {e}"))?,
+        },
+        mtu,
+        arrived,
+        drain: Drain::UntilIdle,
+        lease: LEASE.as_millis() as u64,
+    })
+}
+
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn parse_id(text: &str) -> Option<MigrationId> {
+    let mut id = [0; 16];
+    for (i, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    (text.len() == 32).then_some(MigrationId(id))
+}

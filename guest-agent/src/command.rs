@@ -1,0 +1,200 @@
+//! The command line: `run` is the daemon, everything else a thin client of its D-Bus interface.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use lsm_guest::bus;
+use tokio::net::UnixStream;
+
+
+/// Keeps this VM's Multipath TCP connections alive while it moves to another site.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// State and socket of the daemon.
+    #[arg(long, default_value = "/run/lsm", global = true)]
+    directory: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground.
+    Run,
+    /// Show where the agent stands.
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the spare vNIC ready by hand: address, routes, announcement as backup, joins.
+    Prepare {
+        /// MAC of the vNIC that carries the traffic now.
+        #[arg(long)]
+        old: String,
+        /// MAC of the spare.
+        #[arg(long)]
+        new: String,
+        /// The address with its prefix length, like 10.2.0.7/24.
+        #[arg(long)]
+        address: String,
+        #[arg(long)]
+        gateway: String,
+        /// Name of the LAN, for the log.
+        #[arg(long, default_value = "by hand")]
+        lan: String,
+        #[arg(long, default_value_t = 1500)]
+        mtu: u16,
+        /// The VM is at the new site already: switch as soon as the clients have joined.
+        #[arg(long)]
+        arrived: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Move the traffic to the prepared path, or back.
+    Switch {
+        #[arg(long, value_enum, default_value_t = To::New)]
+        to: To,
+        /// Only say each step.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also say that the VM has arrived, so that the old path is left for good.
+        #[arg(long, conflicts_with = "dry_run")]
+        settle: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put everything back as it was before the preparation.
+    Abort {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum To {
+    New,
+    Old,
+}
+
+#[zbus::proxy(interface = "org.lsm.Guest1", default_service = "org.lsm.Guest1", default_path = "/org/lsm/Guest1")]
+trait Guest1 {
+    fn status(&self) -> zbus::Result<HashMap<String, zbus::OwnedVariant>>;
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
+    fn prepare(
+        &self,
+        old: &str,
+        new: &str,
+        lan: &str,
+        address: &str,
+        gateway: &str,
+        mtu: u16,
+        arrived: bool,
+    ) -> zbus::Result<String>;
+    fn switch(&self, to: &str, dry_run: bool) -> zbus::Result<Vec<String>>;
+    fn abort(&self) -> zbus::Result<()>;
+    fn arrived(&self) -> zbus::Result<()>;
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { directory, command } = arguments;
+    if let Command::Run = command {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+        return lsm_guest::daemon::run(&directory).await;
+    }
+    let socket = directory.join("guest.sock");
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        format!("cannot reach the agent at {}: {error}; is \"lsm-guest run\" running, and are you root?", socket.display())
+    })?;
+    let connection = zbus::connection::Builder::unix_stream(stream.into_std()?).p2p().method_timeout(bus::TIMEOUT).build().await?;
+    let guest = Guest1Proxy::new(&connection).await?;
+    ask(&guest, command).await.map_err(|error| match error {
+        zbus::Error::MethodError(_, Some(detail), _) => detail.into(),
+        other => other.into(),
+    })
+}
+
+async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
+    match command {
+        Command::Run => {}
+        Command::Status { json } => {
+            let status = guest.status().await?;
+            if json { print_json(&status) } else { print_status(&status) }
+        }
+        Command::Prepare { old, new, address, gateway, lan, mtu, arrived, json } => {
+            let migration = guest.prepare(&old, &new, &lan, &address, &gateway, mtu, arrived).await?;
+            let status = guest.status().await?;
+            if json {
+                print_json(&status);
+            } else {
+                println!("prepared as migration {migration}");
+                print_status(&status);
+            }
+        }
+        Command::Switch { to, dry_run, settle, json } => {
+            let to = match to {
+                To::New => "new",
+                To::Old => "old",
+            };
+            let lines = guest.switch(to, dry_run).await?;
+            if settle {
+                guest.arrived().await?;
+            }
+            if json {
+                println!("{}", serde_json::json!({ "done": !dry_run, "steps": lines }));
+            } else {
+                println!("{}", if dry_run { "would do:" } else { "done:" });
+                lines.iter().for_each(|line| println!("  {line}"));
+            }
+        }
+        Command::Abort { json } => {
+            guest.abort().await?;
+            if json {
+                println!("{}", serde_json::json!({ "aborted": true }));
+            } else {
+                println!("everything is as it was before the preparation");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn text(status: &HashMap<String, zbus::OwnedVariant>, key: &str) -> String {
+    match status.get(key).map(|v| &**v) {
+        Some(zbus::Variant::Str(text)) => text.to_string(),
+        Some(zbus::Variant::U32(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn print_status(status: &HashMap<String, zbus::OwnedVariant>) {
+    let line = |name: &str, key: &str| {
+        let value = text(status, key);
+        if !value.is_empty() {
+            println!("{name:<12}{value}");
+        }
+    };
+    line("state", "state");
+    line("migration", "migration");
+    line("awaiting", "awaiting");
+    line("old", "old");
+    line("new", "new");
+    let [joined, waiting, moved, legacy] = ["joined", "waiting", "moved", "legacy"].map(|key| text(status, key));
+    println!("{:<12}{joined} joined, {waiting} waiting, {moved} moved, {legacy} legacy", "connections");
+}
+
+fn print_json(status: &HashMap<String, zbus::OwnedVariant>) {
+    let mut object = serde_json::Map::new();
+    for (key, value) in status {
+        let value = match &**value {
+            zbus::Variant::U32(number) => (*number).into(),
+            zbus::Variant::Str(text) if text.is_empty() => serde_json::Value::Null,
+            zbus::Variant::Str(text) => text.as_str().into(),
+            _ => continue,
+        };
+        object.insert(key.clone(), value);
+    }
+    println!("{}", serde_json::Value::Object(object));
+}

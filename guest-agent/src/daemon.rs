@@ -1,0 +1,359 @@
+//! `lsm-guest run`: events to the machine, its orders to the kernel and the host. Decides nothing.
+
+use std::{collections::VecDeque, path::Path, time::Duration};
+
+use lsm_protocol::{
+    FromGuest, MigrationId, Millis, Refusal, Side, ToGuest,
+    guest::{Event, Guest, Order, Step},
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::{
+    bus::{self, Call},
+    endpoints,
+    kernel::Kernel,
+    mptcp::{Events, Limits},
+    neighbours,
+    path::{self, chain},
+    record::Record,
+    tally::Tally,
+    transport::{News, serial, vsock},
+};
+
+/// The kernel's maxima.
+const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
+/// Changes of subflows within this time are counted once: a dump is not made per event.
+const COALESCE: Duration = Duration::from_millis(5);
+/// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
+const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the kernel lacks MPTCP, the state cannot be kept, or the sockets cannot be made.
+pub async fn run(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let record = Record::open(directory)?;
+    let (news_in, mut news) = mpsc::unbounded_channel();
+    let (calls_in, mut calls) = mpsc::unbounded_channel();
+    let (facts_in, mut facts) = mpsc::unbounded_channel();
+    let mut daemon = Daemon {
+        kernel: Kernel::open()?,
+        record,
+        tally: Tally::default(),
+        hosts: Vec::new(),
+        callers: Vec::new(),
+        facts: facts_in.clone(),
+    };
+    daemon.set_up()?;
+    tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in));
+    tokio::spawn(vsock::listen(news_in.clone()));
+    tokio::spawn(serial::serve(news_in));
+    tokio::spawn(bus::serve_socket(directory.join("guest.sock"), calls_in.clone()));
+    tokio::spawn(bus::serve_system_bus(calls_in));
+    daemon.feed(Event::Restarted).await;
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let deadline = daemon.record.guest.deadline();
+        let sleep = Duration::from_millis(deadline.map_or(0, |d| d.at.saturating_sub(now())));
+        tokio::select! {
+            // First what cannot wait: the reset of the transport is the arrival.
+            biased;
+            Some(news) = news.recv() => daemon.hear(news).await,
+            Some(fact) = facts.recv() => daemon.feed(fact).await,
+            Some(call) = calls.recv() => daemon.call(call).await,
+            () = tokio::time::sleep(sleep), if deadline.is_some() => {
+                if let Some(d) = deadline {
+                    tracing::debug!(awaited = d.awaited, "the time for this has come");
+                }
+                daemon.feed(Event::Deadline).await;
+            }
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    daemon.leave().await;
+    Ok(())
+}
+
+/// Milliseconds since boot: goes on through the agent's restarts.
+fn now() -> Millis {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000 + t.tv_nsec() as u64 / 1_000_000)
+}
+
+async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>) {
+    let changed = std::rc::Rc::new(Notify::new());
+    let wake = changed.clone();
+    let listen = async move {
+        loop {
+            match events.next().await {
+                Ok(_) => wake.notify_one(), // an overrun too is worth a count
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "no word from the path manager; counting on schedule only");
+                    return;
+                }
+            }
+        }
+    };
+    let count = async {
+        loop {
+            changed.notified().await;
+            if facts.send(Event::SubflowsChanged).is_err() {
+                return;
+            }
+            tokio::time::sleep(COALESCE).await;
+        }
+    };
+    tokio::join!(listen, count);
+}
+
+struct Daemon {
+    kernel: Kernel,
+    record: Record,
+    tally: Tally,
+    /// Hosts that are listening.
+    hosts: Vec<(u64, mpsc::UnboundedSender<FromGuest>)>,
+    /// Calls that wait for the machine's answer about a migration.
+    callers: Vec<(MigrationId, oneshot::Sender<FromGuest>)>,
+    facts: mpsc::UnboundedSender<Event>,
+}
+
+impl Daemon {
+    /// What holds for the namespace as long as the agent runs: limits count for connections made from now on.
+    fn set_up(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let found = self.kernel.path_manager.limits()?;
+        self.record.limits.get_or_insert(found);
+        let mine = std::mem::take(&mut self.record.changes);
+        // Seconds until an unanswered ADD_ADDR is repeated, on kernels that do not go by the round-trip time.
+        path::set_parameter(&mut self.record, "net/mptcp/add_addr_timeout", "1");
+        let parameters = std::mem::replace(&mut self.record.changes, mine);
+        if self.record.parameters.is_empty() {
+            self.record.parameters = parameters;
+        }
+        self.record.save()?;
+        let most = Limits {
+            subflows: found.subflows.max(LIMITS.subflows),
+            add_addr_accepted: found.add_addr_accepted.max(LIMITS.add_addr_accepted),
+        };
+        self.kernel.path_manager.set_limits(most)?;
+        Ok(())
+    }
+
+    /// Puts back what was set up, unless a migration is under way: then the next start goes on with it.
+    async fn leave(&mut self) {
+        if !matches!(self.record.guest, Guest::Idle { .. }) {
+            tracing::warn!(state = self.record.guest.name(), "stopping in the middle of a migration; the next start goes on with it");
+            return;
+        }
+        if let Some(limits) = self.record.limits.take()
+            && let Err(error) = self.kernel.path_manager.set_limits(limits)
+        {
+            tracing::warn!(error = %chain(&error), "limits stay raised");
+        }
+        let parameters = std::mem::take(&mut self.record.parameters);
+        for failure in path::take_back(&mut self.kernel, parameters).await {
+            tracing::warn!(failure, "a kernel parameter stays as it is");
+        }
+        if let Err(error) = self.record.save() {
+            tracing::warn!(%error, "cannot save the state");
+        }
+    }
+
+    async fn hear(&mut self, news: News) {
+        match news {
+            News::Opened { session, outbox } => self.hosts.push((session, outbox)),
+            News::Said { told: ToGuest::Query, session } => {
+                let status = FromGuest::Status(self.record.guest.status());
+                self.hosts.iter().filter(|(s, _)| *s == session).for_each(|(_, h)| drop(h.send(status.clone())));
+            }
+            News::Said { told, .. } => self.feed(Event::Told(told)).await,
+            News::Closed { session, reset } => {
+                self.hosts.retain(|(s, _)| *s != session);
+                if reset {
+                    self.feed(Event::TransportReset).await;
+                }
+            }
+        }
+    }
+
+    async fn call(&mut self, call: Call) {
+        match call {
+            Call::Status { answer } => {
+                let _ = answer.send(bus::Status::of(&self.record));
+            }
+            Call::Rehearse { told, answer } => {
+                let (_, orders) = self.record.guest.clone().handle(now(), Event::Told(told));
+                let _ = answer.send(crate::rehearse::steps(&orders, self.record.paths.as_ref()));
+            }
+            Call::Tell { told, answer } => match told.migration() {
+                Some(migration) => {
+                    self.callers.push((migration, answer));
+                    self.feed(Event::Told(told)).await;
+                }
+                None => drop(answer),
+            },
+        }
+    }
+
+    /// One event, and whatever follows from it at once.
+    async fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let was = self.record.guest.name();
+            let was_awaiting = self.record.guest.deadline().map(|d| d.awaited);
+            let why = summary(&event);
+            let (state, orders) = std::mem::take(&mut self.record.guest).handle(now(), event);
+            self.record.guest = state;
+            // The flip goes first and is written down after: it can be repeated, the time cannot.
+            let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
+            if !urgent {
+                self.save();
+            }
+            for order in orders {
+                events.extend(self.carry_out(order).await);
+            }
+            if urgent {
+                self.save();
+            }
+            self.log(was, was_awaiting, &why);
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) -> Option<Event> {
+        match order {
+            Order::Do(step) => {
+                if step == Step::ProbeGateway {
+                    self.probe_gateway();
+                    return None;
+                }
+                let done = self.perform(step).await;
+                if let Err(why) = &done {
+                    tracing::warn!(?step, %why, "a step failed");
+                }
+                Some(match done {
+                    Ok(()) => Event::Done(step),
+                    Err(why) => Event::Failed(step, why),
+                })
+            }
+            Order::Count => {
+                let paths = self.record.paths?;
+                let flipped = matches!(self.record.guest, Guest::Switched(_) | Guest::Settling(_));
+                match self.kernel.diag.snapshot() {
+                    Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, flipped))),
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
+                        None
+                    }
+                }
+            }
+            Order::Reply(reply) => {
+                self.reply(reply);
+                None
+            }
+        }
+    }
+
+    async fn perform(&mut self, step: Step) -> Result<(), Refusal> {
+        let (kernel, record) = (&mut self.kernel, &mut self.record);
+        match step {
+            Step::RaisePath => {
+                let plan = record.guest.plan().cloned().ok_or(Refusal::NoSuchMigration)?;
+                path::raise(kernel, record, &plan).await
+            }
+            Step::ProbeGateway => Ok(()),
+            Step::Announce => endpoints::announce(kernel, record),
+            Step::Reannounce => endpoints::announce_again(kernel, record),
+            Step::Prefer(side) => endpoints::prefer(kernel, record, side),
+            Step::TakeOver => {
+                self.announce_again_later();
+                path::take_over(&mut self.kernel, &mut self.record)
+            }
+            Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
+            Step::LowerPath => path::lower(kernel, record).await,
+            Step::ReleaseOld => path::release_old(kernel, record).await,
+        }
+    }
+
+    /// In the background: an abort must not wait for a silent gateway.
+    fn probe_gateway(&self) {
+        let Some(paths) = self.record.paths else { return };
+        let facts = self.facts.clone();
+        tokio::task::spawn_local(async move {
+            let (mac, exit) = (paths.new.mac, paths.new.exit);
+            match neighbours::probe(exit.ifindex, mac, exit.source, exit.gateway).await {
+                Ok(_) => drop(facts.send(Event::Done(Step::ProbeGateway))),
+                Err(error) => {
+                    let detail = chain(&error);
+                    drop(facts.send(Event::Failed(Step::ProbeGateway, Refusal::Path { mac, detail })));
+                }
+            }
+        });
+    }
+
+    fn announce_again_later(&self) {
+        let Some(paths) = self.record.paths else { return };
+        tokio::task::spawn_local(async move {
+            let (mac, exit) = (paths.new.mac, paths.new.exit);
+            for wait in ANNOUNCE_AGAIN {
+                tokio::time::sleep(wait).await;
+                let _ = neighbours::announce(exit.ifindex, mac, exit.source);
+            }
+        });
+    }
+
+    fn reply(&mut self, reply: FromGuest) {
+        let about = match &reply {
+            FromGuest::Prepared { migration, .. }
+            | FromGuest::Refused { migration, .. }
+            | FromGuest::Switched { migration, .. }
+            | FromGuest::Settled { migration }
+            | FromGuest::Aborted { migration } => *migration,
+            FromGuest::Status(_) => return,
+        };
+        if let Some(waiting) = self.callers.iter().position(|(migration, _)| *migration == about) {
+            let _ = self.callers.remove(waiting).1.send(reply.clone());
+        }
+        self.hosts.retain(|(_, host)| host.send(reply.clone()).is_ok());
+    }
+
+    fn save(&self) {
+        if let Err(error) = self.record.save() {
+            tracing::warn!(%error, "cannot save the state; a crash now would lose it");
+        }
+    }
+
+    fn log(&self, was: &str, was_awaiting: Option<&str>, why: &str) {
+        let guest = &self.record.guest;
+        let awaiting = guest.deadline().map(|d| d.awaited);
+        if was == guest.name() && was_awaiting == awaiting {
+            return;
+        }
+        let migration = guest.migration().map(|m| m.to_string());
+        let counts = guest.status().counts;
+        tracing::info!(from = was, to = guest.name(), why, migration, awaiting, joined = counts.joined, waiting = counts.waiting, legacy = counts.legacy, "state");
+    }
+}
+
+/// An event in a few words, for the log.
+fn summary(event: &Event) -> String {
+    match event {
+        Event::Told(told) => match told {
+            ToGuest::Prepare(plan) => format!("told to prepare for LAN {}", plan.lan),
+            ToGuest::Switch { to: Side::New, .. } => "told to switch".to_owned(),
+            ToGuest::Switch { to: Side::Old, .. } => "told to switch back".to_owned(),
+            ToGuest::Arrived { .. } => "told that the VM has arrived".to_owned(),
+            ToGuest::Abort { .. } => "told to abort".to_owned(),
+            ToGuest::KeepAlive { .. } => "kept alive".to_owned(),
+            ToGuest::Query => "asked".to_owned(),
+        },
+        Event::Done(step) => format!("{step:?} done"),
+        Event::Failed(step, why) => format!("{step:?} failed: {why}"),
+        Event::Counted(_) => "connections counted".to_owned(),
+        Event::SubflowsChanged => "subflows changed".to_owned(),
+        Event::TransportReset => "the host's channel was reset".to_owned(),
+        Event::Deadline => "the deadline came".to_owned(),
+        Event::Restarted => "started".to_owned(),
+    }
+}

@@ -1,0 +1,155 @@
+//! The two ways a host reaches the guest, vsock and virtio-serial, with the same frames on both: the host says Hello
+//! first, the guest answers it, then messages flow both ways until either side goes.
+
+pub mod serial;
+pub mod vsock;
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use lsm_protocol::{
+    FromGuest, Hello, ToGuest,
+    frame::{Decoder, Frame, FrameError, Kind, Wire},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
+
+/// What a conversation tells the daemon.
+#[derive(Debug)]
+pub enum News {
+    /// Versions are agreed; answers go into `outbox`.
+    Opened { session: u64, outbox: mpsc::UnboundedSender<FromGuest> },
+    Said { session: u64, told: ToGuest },
+    /// `reset`: not closed by the host's service in good order, as far as this transport can tell.
+    Closed { session: u64, reset: bool },
+}
+
+/// Why a conversation ended, for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    #[error("the host closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
+    #[error("the host sent something else than frames")]
+    Frame(#[source] FrameError),
+    #[error("the host's first frame was not a Hello")]
+    NoHello,
+    #[error(transparent)]
+    Version(lsm_protocol::NoCommonVersion),
+}
+
+static SESSIONS: AtomicU64 = AtomicU64::new(1);
+
+/// One conversation, from Hello to the end. `transport` names it in the log.
+pub async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    wire: Wire,
+    transport: &str,
+    news: &mpsc::UnboundedSender<News>,
+) -> Ended {
+    let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let (outbox, mut answers) = mpsc::unbounded_channel();
+    let mut talk = Talk { session, decoder: Decoder::new(wire), wire, sequence: 0, outbox: Some(outbox), news };
+    let mut buffer = vec![0; 4096];
+    let ended = loop {
+        let bytes = tokio::select! {
+            read = stream.read(&mut buffer) => match read {
+                Ok(0) => break Ended::Closed,
+                Ok(n) => match talk.take(&buffer[..n]) {
+                    Ok(answer) => answer,
+                    Err((last, why)) => {
+                        let _ = stream.write_all(&last).await;
+                        break why;
+                    }
+                },
+                Err(error) => break Ended::Broken(error),
+            },
+            Some(answer) = answers.recv() => talk.frame(Kind::FromGuest, &answer),
+        };
+        if !bytes.is_empty()
+            && let Err(error) = stream.write_all(&bytes).await
+        {
+            break Ended::Broken(error);
+        }
+    };
+    let _ = stream.shutdown().await;
+    if talk.outbox.is_none() {
+        // A virtio-serial port cannot tell a host's service that went from a host that was left behind.
+        let reset = wire == Wire::Serial || matches!(ended, Ended::Broken(_));
+        let _ = news.send(News::Closed { session, reset });
+    }
+    tracing::info!(transport, session, reason = %crate::path::chain(&ended), "conversation with the host ended");
+    ended
+}
+
+struct Talk<'a> {
+    session: u64,
+    decoder: Decoder,
+    wire: Wire,
+    sequence: u32,
+    /// Handed to the daemon with the first Hello.
+    outbox: Option<mpsc::UnboundedSender<FromGuest>>,
+    news: &'a mpsc::UnboundedSender<News>,
+}
+
+impl Talk<'_> {
+    /// Understands what was read. Gives the bytes to answer at once; on failure, with the last bytes to send.
+    fn take(&mut self, bytes: &[u8]) -> Result<Vec<u8>, (Vec<u8>, Ended)> {
+        self.decoder.push(bytes);
+        let mut answer = Vec::new();
+        loop {
+            match self.decoder.next_frame().and_then(|frame| frame.map(|f| self.understand(&f)).transpose()) {
+                Ok(Some(Ok(bytes))) => answer.extend(bytes),
+                Ok(Some(Err((bytes, why)))) => {
+                    answer.extend(bytes);
+                    return Err((answer, why));
+                }
+                Ok(None) => return Ok(answer),
+                Err(error) if self.wire == Wire::Serial => {
+                    tracing::warn!(session = self.session, %error, "bytes on the serial port skipped");
+                }
+                Err(error) => return Err((answer, Ended::Frame(error))),
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "bytes to send, then perhaps the end")]
+    fn understand(&mut self, frame: &Frame) -> Result<Result<Vec<u8>, (Vec<u8>, Ended)>, FrameError> {
+        if frame.kind == Kind::Hello as u16 {
+            let theirs: Hello = frame.open(Kind::Hello)?;
+            let ours = Hello::ours(concat!("lsm-guest ", env!("CARGO_PKG_VERSION")));
+            let bytes = self.frame(Kind::Hello, &ours);
+            if let Err(error) = ours.agree(&theirs) {
+                return Ok(Err((bytes, Ended::Version(error))));
+            }
+            // On a serial port a new host may follow an old one without a gap: Hello again is fine.
+            if let Some(outbox) = self.outbox.take() {
+                tracing::info!(session = self.session, host = theirs.software, "a host is here");
+                let _ = self.news.send(News::Opened { session: self.session, outbox });
+            }
+            return Ok(Ok(bytes));
+        }
+        if self.outbox.is_some() {
+            return Ok(Err((Vec::new(), Ended::NoHello)));
+        }
+        let told = frame.open(Kind::ToGuest)?;
+        let _ = self.news.send(News::Said { session: self.session, told });
+        Ok(Ok(Vec::new()))
+    }
+
+    fn frame<T: serde::Serialize>(&mut self, kind: Kind, message: &T) -> Vec<u8> {
+        self.sequence = self.sequence.wrapping_add(1);
+        match Frame::new(kind, self.sequence, message) {
+            Ok(frame) => self.wire.encode(&frame),
+            Err(error) => {
+                tracing::error!(%error, "an answer does not fit a frame");
+                Vec::new()
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! AF_VSOCK: the listener, and who may speak to it.
+
+use std::{io, time::Duration};
+
+use lsm_protocol::frame::Wire;
+use tokio::sync::mpsc;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
+
+use super::{News, converse};
+
+/// Where the agent listens.
+pub const PORT: u32 = 19_539;
+/// Ports below are for root on the host (net/vmw_vsock/af_vsock.c, LAST_RESERVED_PORT).
+const UNPRIVILEGED: u32 = 1_024;
+/// More conversations than a host, its successor and somebody who debugs could want.
+const MOST: usize = 8;
+
+/// Listens for as long as the agent runs. A VM without a vsock device has none: that is said once.
+pub async fn listen(news: mpsc::UnboundedSender<News>) {
+    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, PORT)) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::info!(%error, port = PORT, "no vsock here; the virtio-serial port is the only way in");
+            return;
+        }
+    };
+    tracing::info!(port = PORT, "listening on vsock");
+    let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST));
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) if !trusted(peer) => {
+                tracing::warn!(cid = peer.cid(), port = peer.port(), "refused: only root on the host may speak to this agent (CID 2, source port below 1024)");
+                drop(stream);
+            }
+            Ok((stream, _)) => {
+                let Ok(permit) = room.clone().try_acquire_owned() else {
+                    tracing::warn!(MOST, "refused: too many conversations at once");
+                    continue;
+                };
+                let news = news.clone();
+                tokio::spawn(async move {
+                    converse(stream, Wire::Stream, "vsock", &news).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                let wait = Duration::from_millis(if error.kind() == io::ErrorKind::Interrupted { 0 } else { 500 });
+                tracing::warn!(%error, "cannot accept a vsock connection");
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+fn trusted(peer: VsockAddr) -> bool {
+    peer.cid() == VMADDR_CID_HOST && peer.port() < UNPRIVILEGED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_s_root_is_trusted() {
+        assert!(trusted(VsockAddr::new(VMADDR_CID_HOST, 1023)));
+        assert!(!trusted(VsockAddr::new(VMADDR_CID_HOST, 1024)));
+        assert!(!trusted(VsockAddr::new(3, 1023)));
+        assert!(!trusted(VsockAddr::new(1, 1023)));
+    }
+}
