@@ -10,6 +10,7 @@ pub mod domain;
 pub mod exec;
 pub mod guest;
 pub mod image;
+pub mod measure;
 pub mod netns;
 pub mod pki;
 pub mod shell;
