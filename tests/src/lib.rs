@@ -13,6 +13,7 @@ pub mod image;
 pub mod measure;
 pub mod netns;
 pub mod pki;
+pub mod report;
 pub mod shell;
 pub mod site;
 pub mod topology;
