@@ -122,7 +122,7 @@ async fn meet(caller: &Identity, name: &str, called: &Identity, allowed: &[&str]
 /// What each side says when they do not get together.
 fn refusals(caller: &Identity, name: &str, called: &Identity, allowed: &[&str]) -> (String, String) {
     let (caller, called) = run(meet(caller, name, called, allowed));
-    (caller.err().expect("the caller was content"), called.err().expect("the called was content"))
+    (caller.expect_err("the caller was content"), called.expect_err("the called was content"))
 }
 
 #[track_caller]
