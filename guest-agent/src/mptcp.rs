@@ -154,11 +154,12 @@ impl PathManager {
             .map_err(|cause| Error::new("list the MPTCP endpoints", cause))
     }
 
-    /// Adds an endpoint. One that is implicit takes the new flags; then `id` must be 0 or its own.
+    /// Adds an endpoint. One that is implicit takes the new flags; then `id` must be 0 or its own. The very same
+    /// being there already is success.
     ///
     /// # Errors
-    /// EEXIST when the address is an endpoint already, or EBUSY (6.18) when also the id is taken; ERANGE when there is no
-    /// room (8 of a kind).
+    /// When the address or the id is taken by another endpoint (EEXIST, EBUSY or EINVAL, as the kernel likes), or there is
+    /// no room (ERANGE: 8 of a kind).
     pub fn add(&mut self, endpoint: &Endpoint) -> Result<(), Error> {
         let request = self.command(CMD_ADD_ADDR).nest(ATTR_ADDR, |mut message| {
             message = name(message, endpoint.id, Some(endpoint.address));
@@ -171,21 +172,29 @@ impl PathManager {
             }
             message
         });
-        self.channel.change(request).map_err(|cause| {
-            Error::new(format!("add the MPTCP endpoint {} id {}", endpoint.address, endpoint.id), cause)
-        })
+        let Err(cause) = self.channel.change(request) else { return Ok(()) };
+        let same =
+            |there: &Endpoint| Endpoint { id: if endpoint.id == 0 { 0 } else { there.id }, ..*there } == *endpoint;
+        if cause.errno().is_some() && self.endpoints()?.iter().any(same) {
+            return Ok(());
+        }
+        Err(Error::new(format!("add the MPTCP endpoint {} id {}", endpoint.address, endpoint.id), cause))
     }
 
     /// Deletes an endpoint: RM_ADDR goes out and its subflows close, the last one of a connection included. The kernel
     /// goes by the id; with id 0 it takes the address and closes the initial subflows from there.
     ///
+    /// No endpoint with that id is success.
+    ///
     /// # Errors
-    /// EINVAL or ENOENT when there is no such endpoint.
+    /// When the capability CAP_NET_ADMIN is missing.
     pub fn delete(&mut self, id: u8, address: IpAddr) -> Result<(), Error> {
         let request = self.command(CMD_DEL_ADDR).nest(ATTR_ADDR, |message| name(message, id, Some(address)));
-        self.channel
-            .change(request)
-            .map_err(|cause| Error::new(format!("delete the MPTCP endpoint {address} id {id}"), cause))
+        let Err(cause) = self.channel.change(request) else { return Ok(()) };
+        if cause.errno().is_some() && !self.endpoints()?.iter().any(|there| there.id == id) {
+            return Ok(());
+        }
+        Err(Error::new(format!("delete the MPTCP endpoint {address} id {id}"), cause))
     }
 
     /// Sets backup (true) or preferred (false) on several endpoints in **one** write: the flip. All answers are read

@@ -3,6 +3,8 @@
 //! Namespaces belong to threads here: each test runs in a thread that leaves the machine's network first of all, so that
 //! nothing it does can touch it, and what it made is gone when it ends.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod addresses;
 mod answers;
 mod place;

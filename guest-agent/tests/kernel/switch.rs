@@ -142,8 +142,8 @@ fn switch(scene: Scene) {
     // Joined, in backup, and nothing but the handshake on it.
     let endpoint = Endpoint { id: 2, address: new, port: 0, flags: flags("signal subflow backup"), ifindex: 0 };
     manager.add(&endpoint).unwrap();
-    let again = manager.add(&endpoint).unwrap_err().errno();
-    assert!(matches!(again, Some(Errno::EEXIST | Errno::EBUSY)), "{again:?}");
+    manager.add(&endpoint).unwrap();
+    assert!(manager.add(&Endpoint { id: 3, ..endpoint }).unwrap_err().errno().is_some());
     let joined = until("a subflow of each connection on the new address", || {
         let now = snapshot(&mut diag);
         now.connections.iter().all(|connection| has(connection, new)).then_some(now)
@@ -225,8 +225,8 @@ fn switch(scene: Scene) {
         assert_eq!((a_sent, b_sent), (b_got, a_got));
     }
     manager.delete(2, new).unwrap();
+    manager.delete(2, new).unwrap();
     assert_eq!(manager.endpoints().unwrap(), []);
-    assert!(manager.delete(2, new).unwrap_err().errno().is_some());
 }
 
 #[test]
