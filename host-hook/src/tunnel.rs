@@ -21,7 +21,7 @@ use std::{io, net::IpAddr};
 use lsm_protocol::Mac;
 use rtnetlink::{
     LinkBridge, LinkMacVlan, LinkMessageBuilder, LinkVxlan,
-    packet_route::link::{InfoData, InfoVxlan, LinkMessage, MacVlanMode, VxlanDf},
+    packet_route::link::{InfoData, InfoMacVlan, InfoVxlan, LinkMessage, MacVlanMode, VxlanDf},
 };
 
 use self::links::{Link, Links};
@@ -284,7 +284,9 @@ impl Tunnels {
         let upper = match self.links.find(&port).await? {
             Some(link) => link,
             None => {
-                let macvlan = LinkMacVlan::new(&port, lower.index(), MacVlanMode::Passthrough);
+                let macvlan = LinkMacVlan::new(&port, lower.index(), MacVlanMode::Passthrough)
+                    // Broadcasts are handed on at once, not by a kernel thread (6.4 and later; before, that stays).
+                    .append_info_data(InfoMacVlan::BcCutoff(-1));
                 self.links.create(&port, macvlan.build()).await?
             }
         };

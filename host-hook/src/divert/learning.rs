@@ -12,7 +12,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocol
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use rtnetlink::packet_core::Nla;
 
-use super::{DivertError, FDB_NOTIFY, FDB_NOTIFY_INACTIVE, Fdb, NDA_FDB_EXT_ATTRS, NFEA_ACTIVITY_NOTIFY};
+use super::{DivertError, FDB_NOTIFY, FDB_NOTIFY_INACTIVE, Fdb, NDA_FDB_EXT_ATTRS, NFEA_ACTIVITY_NOTIFY, NLA_F_NESTED};
 
 const RTNLGRP_NEIGH: u32 = 3;
 // Thousands of notifications: a host's whole neighbour table may change meanwhile.
@@ -102,7 +102,7 @@ impl LearningWatch {
 /// The bits of an entry that tells of its activity.
 fn activity(entry: &NeighbourMessage) -> Option<u8> {
     let value = entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Other(nla) if nla.kind() == NDA_FDB_EXT_ATTRS => {
+        NeighbourAttribute::Other(nla) if nla.kind() == NDA_FDB_EXT_ATTRS | NLA_F_NESTED => {
             let mut value = vec![0; nla.value_len()];
             nla.emit_value(&mut value);
             Some(value)

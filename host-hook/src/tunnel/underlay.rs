@@ -23,12 +23,21 @@ pub struct PathMtu {
     pub underlay: u32,
     /// What a full frame of the LAN becomes inside the tunnel.
     pub needed: u32,
+    /// The kernel cuts an outer packet that is too large only in IPv4 (`ip6_fragment` wants `ignore_df`, which VXLAN
+    /// does not set; seen on 6.18).
+    may_fragment: bool,
 }
 
 impl PathMtu {
-    /// Full frames cross in pieces: it works where nothing between the hosts drops fragments, and costs throughput.
+    /// Full frames would have to cross in pieces. In IPv4 that works where nothing between the hosts drops fragments,
+    /// and costs throughput; in IPv6 it does not.
     pub fn fragments(&self) -> bool {
         self.needed > self.underlay
+    }
+
+    /// Whether full frames cross at all. Where not, a tunnel must not be used: large frames would vanish silently.
+    pub fn carries_full_frames(&self) -> bool {
+        self.may_fragment || !self.fragments()
     }
 }
 
@@ -50,7 +59,7 @@ pub fn path_mtu(spec: &TunnelSpec) -> Result<PathMtu, TunnelError> {
         IpAddr::V4(_) => (ask(spec, |socket| getsockopt(socket, IpMtu))?, OVERHEAD_V4),
         IpAddr::V6(_) => (ask(spec, |socket| getsockopt(socket, Ipv6Mtu))?, OVERHEAD_V6),
     };
-    Ok(PathMtu { underlay, needed: spec.mtu + overhead })
+    Ok(PathMtu { underlay, needed: spec.mtu + overhead, may_fragment: spec.remote.is_ipv4() })
 }
 
 fn ask(spec: &TunnelSpec, mtu: impl FnOnce(&UdpSocket) -> nix::Result<i32>) -> Result<u32, TunnelError> {

@@ -1,0 +1,177 @@
+//! What crosses a tunnel and what does not.
+
+use lsm_hook::{
+    filters::{self, Counts, Crossing},
+    tunnel::{self, Tunnels},
+};
+use lsm_protocol::Mac;
+
+use crate::{
+    frame::{BROADCAST, arp_request, icmpv6, is, numbered, udp_broadcast},
+    host::{CLIENT, Host, VNI, VNIC, able, spec, two_hosts, until},
+    tap::Tap,
+};
+
+const STRANGER: Mac = Mac([0x52, 0x54, 0, 0xee, 0, 5]);
+const ALL_NODES: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+
+struct Pair {
+    a: Host,
+    b: Host,
+    client: Tap,
+    vm: Tap,
+}
+
+fn tunnelled() -> Pair {
+    let (a, b) = two_hosts(1600);
+    a.lan("lan0");
+    let client = Tap::new(&a, "c0", "lan0");
+    a.run(async { Tunnels::open().unwrap().build_lan_end(&spec(1), "lan0", true, Crossing::default()).await.unwrap() });
+    b.run(async { Tunnels::open().unwrap().build_vm_end(&spec(2)).await.unwrap() });
+    let vm = Tap::new(&b, "vm0", &tunnel::bridge(VNI));
+    Pair { a, b, client, vm }
+}
+
+fn counts(host: &Host) -> Counts {
+    host.run(async { filters::counts(VNI).await.unwrap().unwrap() })
+}
+
+/// Sends frames on one side and a last one that is known to pass; gives which of them came, in order.
+fn that_pass(from: &Tap, to: &Tap, frames: &[(&'static str, Vec<u8>)], last: &[u8]) -> Vec<&'static str> {
+    for (_, frame) in frames {
+        from.write(frame);
+    }
+    // Broadcasts take a detour through a kernel thread where they come out: the last frame goes until all are quiet.
+    let mut passed: Vec<&'static str> = Vec::new();
+    let mut collect = |came: Vec<u8>| {
+        passed.extend(frames.iter().filter(|(_, frame)| *frame == came).map(|(name, _)| *name));
+    };
+    for _ in 0..3 {
+        from.write(last);
+        loop {
+            let came = to.expect("the last frame", |_| true);
+            if came == last {
+                break;
+            }
+            collect(came);
+        }
+        std::thread::yield_now();
+    }
+    to.waiting(|_| true).into_iter().for_each(collect);
+    passed.sort_unstable();
+    passed
+}
+
+#[test]
+fn of_the_lan_only_the_vnics_own_and_what_it_needs_comes_to_the_vm() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    let frames = [
+        ("own", numbered(VNIC, CLIENT, 1)),
+        ("another's", numbered(STRANGER, CLIENT, 2)),
+        ("any broadcast", numbered(BROADCAST, CLIENT, 3)),
+        ("any multicast", numbered(ALL_NODES, CLIENT, 4)),
+        ("arp", arp_request(CLIENT)),
+        ("solicitation", icmpv6(ALL_NODES, CLIENT, 135)),
+        ("advertisement", icmpv6(ALL_NODES, CLIENT, 136)),
+        ("router", icmpv6(ALL_NODES, CLIENT, 134)),
+        ("dhcp reply", udp_broadcast(CLIENT, 67, 68)),
+        ("dhcp request", udp_broadcast(CLIENT, 68, 67)),
+    ];
+    let last = numbered(VNIC, CLIENT, 99);
+    let pass = |crossing| {
+        pair.a.run(async { filters::guard_lan_end(VNI, VNIC, crossing).await.unwrap() });
+        that_pass(&pair.client, &pair.vm, &frames, &last)
+    };
+    assert_eq!(pass(Crossing::default()), ["own"]);
+    let all_dropped = counts(&pair.a);
+    assert_eq!((all_dropped.sent, all_dropped.sent_dropped), (4, 8), "and one frame for a stranger was not flooded");
+    assert_eq!(pass(Crossing { arp: true, ..Crossing::default() }), ["advertisement", "arp", "own", "solicitation"]);
+    assert_eq!(pass(Crossing { ra: true, ..Crossing::default() }), ["own", "router"]);
+    assert_eq!(pass(Crossing { dhcp: true, ..Crossing::default() }), ["dhcp reply", "own"]);
+    assert!(counts(&pair.a).sent_dropped > all_dropped.sent_dropped, "a change of what crosses keeps the counters");
+}
+
+#[test]
+fn the_vm_speaks_only_with_its_own_mac() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    let frames = [
+        ("own", numbered(CLIENT, VNIC, 1)),
+        ("own broadcast", arp_request(VNIC)),
+        ("forged", numbered(CLIENT, STRANGER, 2)),
+        ("forged broadcast", arp_request(STRANGER)),
+    ];
+    let last = numbered(CLIENT, VNIC, 99);
+    assert_eq!(that_pass(&pair.vm, &pair.client, &frames, &last), ["own", "own broadcast"]);
+    assert_eq!(counts(&pair.b).sent_dropped, 2);
+    assert_eq!(counts(&pair.a).received_dropped, 0, "they were stopped where they were made");
+
+    // The LAN does not rely on the other host: past its filters, at the device itself, the same frames go nowhere.
+    pair.b.command("nft", "flush chain bridge lsm arriving");
+    pair.b.command("nft", "flush chain bridge lsm leaving");
+    assert_eq!(that_pass(&pair.vm, &pair.client, &frames, &last), ["own", "own broadcast"]);
+    assert_eq!(counts(&pair.a).received_dropped, 2);
+}
+
+#[test]
+fn the_vm_never_hears_itself() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    let echo = arp_request(VNIC);
+    let last = numbered(VNIC, CLIENT, 99);
+    let all = Crossing { arp: true, dhcp: true, ra: true };
+    pair.a.run(async { filters::guard_lan_end(VNI, VNIC, all).await.unwrap() });
+    let echoed = || {
+        pair.client.write(&echo);
+        // The LAN took the echo for the VM itself.
+        pair.a.command("bridge", &format!("fdb replace {VNIC} dev {} master static", tunnel::port(VNI)));
+        that_pass(&pair.client, &pair.vm, &[], &last);
+    };
+    echoed();
+    assert_eq!(counts(&pair.a).sent_dropped, 1);
+    assert_eq!(counts(&pair.b).received_dropped, 0);
+    // The VM's host does not rely on the LAN's.
+    pair.a.command("nft", "flush chain bridge lsm leaving");
+    echoed();
+    until("the echo counted", || counts(&pair.b).received_dropped == 1);
+    assert!(pair.vm.waiting(is(&echo)).is_empty());
+}
+
+#[test]
+fn nothing_goes_from_tunnel_to_tunnel() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    // The second tunnel leads nowhere; its counter tells what was sent into it.
+    let mut second = spec(1);
+    (second.vni, second.mac) = (VNI + 1, STRANGER);
+    pair.a.run(async {
+        let crossing = Crossing { arp: true, dhcp: true, ra: true };
+        Tunnels::open().unwrap().build_lan_end(&second, "lan0", true, crossing).await.unwrap();
+    });
+    pair.vm.write(&numbered(STRANGER, VNIC, 1));
+    pair.vm.write(&arp_request(VNIC));
+    pair.vm.write(&numbered(CLIENT, VNIC, 2));
+    pair.client.expect("the VM's broadcast", is(&arp_request(VNIC)));
+    let sent = || pair.a.run(async { filters::counts(VNI + 1).await.unwrap().unwrap().sent });
+    assert_eq!(sent(), 0);
+    pair.client.write(&numbered(STRANGER, CLIENT, 3));
+    until("the client's frame counted", || sent() == 1);
+    // The last tunnel takes the table with it, the one before does not.
+    pair.a.run(async {
+        let tunnels = Tunnels::open().unwrap();
+        tunnels.remove(VNI).await.unwrap();
+        assert_eq!(filters::list().await.unwrap(), [VNI + 1]);
+        assert_eq!(filters::counts(VNI).await.unwrap(), None);
+        tunnels.remove(VNI + 1).await.unwrap();
+    });
+    assert_eq!(pair.a.command("nft", "list ruleset"), "");
+}
