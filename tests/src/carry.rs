@@ -21,16 +21,24 @@ use crate::{
     tap,
 };
 
-/// Frames that come within this time share a wake-up: it bounds the wire's cost, and its error.
-const COALESCE: Duration = Duration::from_micros(60);
+/// The wire wakes up at most this often: it bounds the cost (waking up is dearer than carrying a frame where the machine
+/// itself is a virtual one), and the error.
+const TICK: Duration = Duration::from_micros(200);
 /// More waiting frames than this are dropped: 2 Gbit/s of full frames over 500 ms.
 const QUEUE_FRAMES: usize = 84_000;
 /// A 9000-byte payload with its Ethernet header and two VLAN tags.
 const FRAME: usize = 9_022;
 
+/// One frame on its way: the first `length` bytes of a buffer that is never cleared.
+struct Frame {
+    due: Instant,
+    length: usize,
+    buffer: Box<[u8; FRAME]>,
+}
+
 /// Frames on their way in one direction.
 struct Way {
-    waiting: VecDeque<(Instant, Vec<u8>)>,
+    waiting: VecDeque<Frame>,
 }
 
 /// What the lab may change while the wire runs.
@@ -53,26 +61,28 @@ pub fn carry(ends: [(&Path, &str); 2], delay: Duration, loss: f64, seed: u64) ->
         taps.push(tap::open(interface)?);
     }
     println!("ready");
-    // A half-dozen of the frame buffers that travel between `spare` and the queues.
-    let mut spare: Vec<Vec<u8>> = Vec::new();
+    let mut spare = Vec::new();
     let mut ways = [Way { waiting: VecDeque::new() }, Way { waiting: VecDeque::new() }];
     let mut settings = Settings { delay, loss, cut: false, random: seed | 1 };
     let input = io::stdin();
     let mut pending = String::new();
+    let mut last = Instant::now();
     loop {
-        let due = ways.iter().filter_map(|way| way.waiting.front()).map(|(due, _)| *due).min();
-        let fds = [input.as_fd(), taps[0].as_fd(), taps[1].as_fd()];
-        let Some(readable) = wait(fds, due)? else { continue };
+        let due = ways.iter().filter_map(|way| way.waiting.front()).map(|frame| frame.due).min();
+        let Some(readable) = wait([input.as_fd(), taps[0].as_fd(), taps[1].as_fd()], due)? else { continue };
+        let early = TICK.saturating_sub(last.elapsed());
+        if !early.is_zero() {
+            std::thread::sleep(early);
+        }
+        last = Instant::now();
         if readable[0] && !obey(&input, &mut pending, &mut settings, &mut ways) {
             return Ok(());
         }
         for (index, way) in ways.iter_mut().enumerate() {
-            if readable[1 + index] {
-                take(&taps[index], way, &mut settings, &mut spare);
-            }
+            // What came in while this slept came at its middle, on average.
+            take(&taps[index], last - early / 2, way, &mut settings, &mut spare);
             deliver(way, &taps[1 - index], &mut spare);
         }
-        std::thread::sleep(COALESCE);
     }
 }
 
@@ -111,38 +121,29 @@ fn obey(input: &io::Stdin, pending: &mut String, settings: &mut Settings, ways: 
 }
 
 /// Takes all frames that a device has sent.
-fn take(mut tap: &File, way: &mut Way, settings: &mut Settings, spare: &mut Vec<Vec<u8>>) {
-    // What is read now came in during the last COALESCE; half of it is the mean error, if the delay can bear it.
-    let due = Instant::now() + settings.delay.saturating_sub(COALESCE);
+fn take(mut tap: &File, arrival: Instant, way: &mut Way, settings: &mut Settings, spare: &mut Vec<Box<[u8; FRAME]>>) {
+    let due = arrival + settings.delay;
     loop {
-        let mut frame = spare.pop().unwrap_or_default();
-        frame.resize(FRAME, 0);
-        match tap.read(&mut frame) {
-            Ok(length) if settings.cut || way.waiting.len() >= QUEUE_FRAMES || settings.loses() => {
-                frame.truncate(length);
-                spare.push(frame);
-            }
-            Ok(length) => {
-                frame.truncate(length);
-                way.waiting.push_back((due, frame));
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => spare.push(frame),
-            Err(_) => return spare.push(frame), // WouldBlock: that was all; EBADFD: the device is being removed
+        let mut buffer = spare.pop().unwrap_or_else(|| Box::new([0; FRAME]));
+        match tap.read(&mut buffer[..]) {
+            Ok(_) if settings.cut || way.waiting.len() >= QUEUE_FRAMES || settings.loses() => spare.push(buffer),
+            Ok(length) => way.waiting.push_back(Frame { due, length, buffer }),
+            Err(error) if error.kind() == ErrorKind::Interrupted => spare.push(buffer),
+            Err(_) => return spare.push(buffer), // WouldBlock: that was all; EBADFD: the device is being removed
         }
     }
 }
 
 /// Hands over the frames whose time has come.
-fn deliver(way: &mut Way, mut tap: &File, spare: &mut Vec<Vec<u8>>) {
+fn deliver(way: &mut Way, mut tap: &File, spare: &mut Vec<Box<[u8; FRAME]>>) {
     let now = Instant::now();
-    while let Some((due, _)) = way.waiting.front()
-        && *due <= now
-        && let Some((_, frame)) = way.waiting.pop_front()
+    while way.waiting.front().is_some_and(|frame| frame.due <= now)
+        && let Some(frame) = way.waiting.pop_front()
     {
         // A device that is down loses what comes to it, as a real one does.
-        let _ = tap.write(&frame);
+        let _ = tap.write(&frame.buffer[..frame.length]);
         if spare.len() < 4096 {
-            spare.push(frame);
+            spare.push(frame.buffer);
         }
     }
 }

@@ -32,10 +32,12 @@ pub struct Domain {
     pub memory_mib: u32,
     /// MTU of both vNICs inside the VM.
     pub mtu: u32,
-    /// KVM instead of emulation; see [`crate::accelerator::kvm_works`].
+    /// KVM instead of emulation; see [`crate::accelerator::kvm_works`], and [`crate::site::SiteOptions::kvm`].
     pub kvm: bool,
     /// LSM's element in the metadata. `None` is a VM that LSM has nothing to do with.
     pub metadata: Option<String>,
+    /// The `<cpu>` element, where the default is not wanted.
+    pub cpu: Option<String>,
     /// More on the kernel's command line.
     pub command_line: String,
     /// More devices, as XML.
@@ -66,6 +68,7 @@ impl Domain {
             mtu: 1500,
             kvm: false,
             metadata: Some(metadata),
+            cpu: None,
             command_line: String::new(),
             devices: String::new(),
         }
@@ -81,7 +84,13 @@ impl Domain {
     #[must_use]
     pub fn xml(&self) -> String {
         let Domain { name, address, gateway, bridge, mac_a, mac_b, vcpus, memory_mib, mtu, devices, .. } = self;
-        let (kind, cpu) = if self.kvm { ("kvm", "host-model") } else { ("qemu", "maximum") };
+        // Under emulation the plainest CPU is the quickest: zeroing memory took 0.01 s with it and 0.15 s with "maximum".
+        let (kind, cpu) = if self.kvm {
+            ("kvm", "<cpu mode='host-model'/>")
+        } else {
+            ("qemu", "<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>")
+        };
+        let cpu = self.cpu.as_deref().unwrap_or(cpu);
         let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
         let metadata = self.metadata.as_deref().unwrap_or_default();
         let (console, lab_port, more) = (self.console(), exec::PORT, &self.command_line);
@@ -99,7 +108,7 @@ impl Domain {
     <cmdline>console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off nowatchdog no_timer_check random.trust_cpu=on lab.name={name} lab.address={address}/24 lab.gateway={gateway} lab.mtu={mtu} {more}</cmdline>
   </os>
   <features><acpi/></features>
-  <cpu mode='{cpu}'/>
+  {cpu}
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>destroy</on_reboot>
   <on_crash>destroy</on_crash>

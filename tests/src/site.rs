@@ -118,6 +118,7 @@ impl Site {
             fs::copy(hook, &installed).during(|| format!("copy {} to {}", hook.display(), installed.display()))?;
             executable(&installed)?;
         }
+        copy_new(&known_capabilities(), &dir.join(CAPABILITIES));
         write(&dir, "init", include_str!("site-init.sh"))?;
         executable(&dir.join("init"))?;
 
@@ -211,6 +212,29 @@ impl Site {
         run(again.args(["--pid-file", "/run/libvirtd.pid"]).stdout(Stdio::null()))?;
         wait_for("libvirtd", Duration::from_secs(20), || self.answers().then_some(()))
     }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        copy_new(&self.dir.join(CAPABILITIES), &known_capabilities());
+    }
+}
+
+/// What libvirt has learned of QEMU, in a site's directory. Learning takes more than a second.
+const CAPABILITIES: &str = "var/cache/libvirt/qemu/capabilities";
+
+/// The same, kept from lab to lab; libvirt sees by itself when it is out of date.
+fn known_capabilities() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/capabilities")
+}
+
+/// Copies the files that are newer or missing there. Only saves time: errors do not matter.
+fn copy_new(from: &Path, to: &Path) {
+    let _ = run(Command::new("mkdir").arg("-p").arg(to));
+    let _ = run(Command::new("cp")
+        .args(["--update", "--preserve=timestamps", "--recursive", "--no-target-directory"])
+        .arg(from)
+        .arg(to));
 }
 
 fn write(dir: &Path, path: &str, text: &str) -> Result<()> {

@@ -32,8 +32,7 @@ fn every_path_has_its_delay_and_a_cut_wire_carries_nothing() {
         return;
     }
     let topology = Topology::new(&TopologyOptions::default()).unwrap();
-    for (from, to, rtt) in
-        [("client", "10.1.0.1", 70.0), ("client", "10.2.0.1", 2.0), ("montreal", "172.30.2.2", 70.0)]
+    for (from, to, rtt) in [("client", "10.1.0.1", 70.0), ("client", "10.2.0.1", 2.0), ("montreal", "172.30.2.2", 70.0)]
     {
         let output = ping(&topology, from, to).unwrap();
         println!("{from} to {to}: {output}");
