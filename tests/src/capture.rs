@@ -18,8 +18,8 @@ use nix::libc;
 use nix::net::if_::if_indextoname;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt, socket,
-    sockopt,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::time::TimeSpec;
 use socket2::Socket;
@@ -160,7 +160,8 @@ fn open(scope: &Scope) -> Result<OwnedFd, CaptureError> {
         }
         let socket = kernel(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll))
             .map_err(|error| ("no packet socket", error))?;
-        let socket = filtered(socket, &filter::program(&scope.macs)).map_err(|error| ("the filter is refused", error))?;
+        let socket =
+            filtered(socket, &filter::program(&scope.macs)).map_err(|error| ("the filter is refused", error))?;
         (|| {
             setsockopt(&socket, sockopt::RcvBufForce, &KERNEL_BUFFER)?;
             setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
@@ -191,7 +192,11 @@ fn run(socket: &OwnedFd, interface: Option<&str>, stop: &AtomicBool, shared: &Mu
         let mut batch = Vec::new();
         let mut dropped = None;
         while batch.len() < 512 {
-            match receive(socket, &mut dropped, if batch.is_empty() && !stopping { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT }) {
+            match receive(
+                socket,
+                &mut dropped,
+                if batch.is_empty() && !stopping { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT },
+            ) {
                 Ok(Some(frame)) => batch.push(frame),
                 Ok(None) | Err(Errno::EINTR | Errno::ENETDOWN) => {}
                 Err(_) => break,

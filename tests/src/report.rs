@@ -140,9 +140,24 @@ pub(crate) mod tests {
         let value = serde_json::to_value(&demo).unwrap();
         let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<String>>();
         let mut expected = vec![
-            "from", "to", "hooks", "connections", "legacy", "bytes_wrong", "frames_lost", "pause_ms", "longest_gap_ms",
-            "udp_gap_ms", "udp_lost", "arrival_to_direct_ms", "rtt_before_ms", "rtt_after_ms", "mbit_before",
-            "mbit_after", "tunnels_left", "steps",
+            "from",
+            "to",
+            "hooks",
+            "connections",
+            "legacy",
+            "bytes_wrong",
+            "frames_lost",
+            "pause_ms",
+            "longest_gap_ms",
+            "udp_gap_ms",
+            "udp_lost",
+            "arrival_to_direct_ms",
+            "rtt_before_ms",
+            "rtt_after_ms",
+            "mbit_before",
+            "mbit_after",
+            "tunnels_left",
+            "steps",
         ];
         let mut found = names(&value["moves"][0]);
         expected.sort_unstable();

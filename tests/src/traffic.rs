@@ -17,6 +17,7 @@ mod datagrams;
 mod fault;
 mod line;
 mod log;
+mod options;
 mod pattern;
 mod record;
 mod responder;
@@ -25,9 +26,10 @@ mod stream;
 mod subflows;
 
 pub use client_process::ClientProcess;
-pub use controller::{ClientOptions, client};
+pub use controller::client;
 pub use fault::{Fault, NoFault};
 pub use log::{Arrival, Bulk, Connection, ConnectionLog, DatagramLog, End, Log, Nanos, Origin};
+pub use options::ClientOptions;
 pub use responder::{open, serve};
 pub use subflows::{Subflow, subflows, token_of};
 

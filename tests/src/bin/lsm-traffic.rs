@@ -72,19 +72,7 @@ fn main() -> ExitCode {
     let ended = match Arguments::parse().role {
         Role::Serve { tcp, udp, fault } => traffic::serve(tcp, udp, fault),
         Role::Open { to, count } => traffic::open(to, count),
-        Role::Client {
-            to,
-            tcp,
-            udp,
-            connections,
-            listen,
-            accept,
-            plain,
-            chunk,
-            period_us,
-            probe_us,
-            datagram_us,
-        } => {
+        Role::Client { to, tcp, udp, connections, listen, accept, plain, chunk, period_us, probe_us, datagram_us } => {
             let microseconds = |number| Duration::from_micros(u64::from(number));
             traffic::client(&ClientOptions {
                 to,

@@ -150,9 +150,7 @@ impl Multipath {
             2 if option.len() >= 4 => {
                 let flags = option[3];
                 let mut at = 4;
-                for (present, long, place) in
-                    [(1, 2, &mut self.data_ack), (4, 8, &mut self.data_sequence)]
-                {
+                for (present, long, place) in [(1, 2, &mut self.data_ack), (4, 8, &mut self.data_sequence)] {
                     let length = if flags & long != 0 { 8 } else { 4 };
                     if flags & present != 0 && option.len() >= at + length {
                         *place = Some(number(option, at, length));
@@ -226,7 +224,13 @@ fn v6(body: &[u8]) -> Option<Packet> {
     transport(body[6], body.get(40..)?, number(body, 4, 2) as usize, addresses, None)
 }
 
-fn transport(protocol: u8, body: &[u8], length: usize, (from, to): (IpAddr, IpAddr), id: Option<u16>) -> Option<Packet> {
+fn transport(
+    protocol: u8,
+    body: &[u8],
+    length: usize,
+    (from, to): (IpAddr, IpAddr),
+    id: Option<u16>,
+) -> Option<Packet> {
     let port = |at: usize| body.get(at..at + 2).map(|port| number(port, 0, 2) as u16);
     let source = SocketAddr::new(from, port(0)?);
     let destination = SocketAddr::new(to, port(2)?);

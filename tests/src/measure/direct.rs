@@ -52,9 +52,7 @@ pub fn to_client(of: &Move) -> Option<Nanos> {
         .filter(|(frame, segment)| !frame.outgoing && frame.at >= of.resumed && from_vm(segment))
         .filter(|(frame, segment)| {
             let flow = sent.get(&(segment.source, segment.destination));
-            flow.is_some_and(|flow| {
-                flow.iter().any(|(at, left)| *at <= frame.at + SKEW && is_part(segment, left))
-            })
+            flow.is_some_and(|flow| flow.iter().any(|(at, left)| *at <= frame.at + SKEW && is_part(segment, left)))
         })
         .map(|(frame, _)| frame.at - of.resumed)
         .min()
@@ -74,9 +72,8 @@ fn is_part(part: &Segment, whole: &Segment) -> bool {
 /// From RESUME to the first acknowledgement, leaving the VM by the destination's tap, of client payload on the new
 /// address that the VM had not acknowledged before.
 pub fn to_vm(of: &Move) -> Option<Nanos> {
-    let is_ack = |segment: &Segment| {
-        segment.has(ACK) && segment.source.ip() == of.new && segment.destination.ip() == of.client
-    };
+    let is_ack =
+        |segment: &Segment| segment.has(ACK) && segment.source.ip() == of.new && segment.destination.ip() == of.client;
     // Keyed by the client's end and the VM's.
     let mut ends: HashMap<(SocketAddr, SocketAddr), Vec<u32>> = HashMap::new();
     for (frame, segment) in segments(of.at_client) {

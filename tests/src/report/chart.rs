@@ -13,7 +13,6 @@ pub(super) struct Rule<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Chart<'a> {
     pub(super) title: &'a str,
-    pub(super) unit: &'a str,
     /// Class of the curve.
     pub(super) class: &'a str,
     /// Horizontal range, in milliseconds.
@@ -49,7 +48,16 @@ fn step(span: f64, wanted: f64) -> f64 {
     let rough = (span / wanted).max(1e-9);
     let magnitude = 10_f64.powf(rough.log10().floor());
     let factor = rough / magnitude;
-    magnitude * if factor <= 1.0 { 1.0 } else if factor <= 2.0 { 2.0 } else if factor <= 5.0 { 5.0 } else { 10.0 }
+    magnitude
+        * if factor <= 1.0 {
+            1.0
+        } else if factor <= 2.0 {
+            2.0
+        } else if factor <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 fn number(value: f64) -> String {
@@ -64,14 +72,13 @@ impl Chart<'_> {
         let height = top + HEIGHT + BOTTOM;
         let (from, until) = self.range;
         let x = |at: f64| LEFT + (at - from) / (until - from).max(1e-9) * (WIDTH - LEFT - RIGHT);
-        let peak = self.points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+        let peak =
+            self.points.iter().filter(|point| self.sets_scale(point)).map(|(_, value)| *value).fold(0.0, f64::max);
         let vertical = step(peak.max(1e-3) * 1.05, 4.0);
         let ceiling = (peak * 1.02 / vertical).ceil().max(1.0) * vertical;
         let y = |value: f64| top + HEIGHT * (1.0 - value / ceiling);
-        let mut svg = format!(
-            r#"<svg viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="{}">"#,
-            escape(self.title)
-        );
+        let mut svg =
+            format!(r#"<svg viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="{}">"#, escape(self.title));
         if let Some((start, end)) = self.shade {
             let (left, right) = (x(start.max(from)), x(end.min(until)));
             let _ = write!(
@@ -105,8 +112,13 @@ impl Chart<'_> {
             );
             at += horizontal;
         }
-        let _ = write!(svg, r#"<text class="tick" x="2" y="{:.1}">{}</text>"#, top - 6.0, escape(self.unit));
-        svg.push_str(&self.curve(&x, &y, y(0.0)));
+        // An element of its own cuts off what is above the ceiling.
+        let _ = write!(
+            svg,
+            r#"<svg x="0" y="{top:.1}" width="{WIDTH}" height="{0:.1}" viewBox="0 {top:.1} {WIDTH} {0:.1}">{1}</svg>"#,
+            HEIGHT + 1.0,
+            self.curve(&x, &y, y(0.0))
+        );
         for (rule, row) in rows {
             let (at, name) = (x(rule.at), escape(rule.name));
             let text_y = 12.0 + ROW * row as f64;
@@ -120,6 +132,13 @@ impl Chart<'_> {
         }
         svg.push_str("</svg>");
         svg
+    }
+
+    /// A value in milliseconds that includes the pause says nothing that the shade does not; it must not flatten the rest.
+    fn sets_scale(&self, (at, value): &(f64, f64)) -> bool {
+        let (from, until) = self.range;
+        let waited = !self.stairs && self.shade.is_some_and(|(start, end)| *at < end && at + value > start);
+        (from..=until).contains(at) && !waited
     }
 
     /// The rules in range, each with the row in which its name has room.
@@ -222,7 +241,6 @@ mod tests {
         ];
         let chart = Chart {
             title: "t",
-            unit: "ms",
             class: "rtt",
             range: (0.0, 1_000.0),
             points: &[(0.0, 1.0), (10.0, 2.0), (900.0, 3.0)],
@@ -237,6 +255,22 @@ mod tests {
         let curve = svg.split(r#"class="curve rtt" d=""#).nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(curve.matches('M').count(), 2, "a silence breaks the curve: {curve}");
         assert!(!svg.contains("beyond"));
+    }
+
+    #[test]
+    fn round_trips_over_the_pause_do_not_set_the_scale() {
+        let chart = Chart {
+            title: "t",
+            class: "rtt",
+            range: (0.0, 1_000.0),
+            points: &[(0.0, 70.0), (90.0, 480.0), (600.0, 3.0)],
+            stairs: false,
+            silence: 100.0,
+            rules: &[],
+            shade: Some((100.0, 500.0)),
+        };
+        let svg = chart.svg();
+        assert!(svg.contains(">80<") && !svg.contains(">200<"), "{svg}");
     }
 
     #[test]

@@ -132,8 +132,7 @@ fn figures(demo: &Demo) -> String {
 }
 
 fn section(number: usize, report: &MoveReport, curves: Option<&Curves>, direct: bool) -> String {
-    let mut text =
-        format!("<h2>Move {number}: {} to {}</h2>", escape(&report.from), escape(&report.to));
+    let mut text = format!("<h2>Move {number}: {} to {}</h2>", escape(&report.from), escape(&report.to));
     for fault in report.faults(direct) {
         let _ = write!(text, "<p class=\"bad\">{}</p>", escape(&fault));
     }
@@ -143,12 +142,7 @@ fn section(number: usize, report: &MoveReport, curves: Option<&Curves>, direct: 
     if !report.steps.is_empty() {
         text.push_str("<h3>Steps</h3><ol class=\"steps\">");
         for step in &report.steps {
-            let _ = write!(
-                text,
-                "<li><span>{}</span><span>{:.1} ms</span></li>",
-                escape(&step.name),
-                step.at_ms
-            );
+            let _ = write!(text, "<li><span>{}</span><span>{:.1} ms</span></li>", escape(&step.name), step.at_ms);
         }
         text.push_str("</ol>");
     }
@@ -158,8 +152,7 @@ fn section(number: usize, report: &MoveReport, curves: Option<&Curves>, direct: 
 fn pictures(curves: &Curves) -> String {
     let rules: Vec<Rule> = curves.marks.iter().map(|mark| Rule { name: &mark.name, at: mark.at_ms }).collect();
     let base = Chart {
-        title: "Throughput at the client",
-        unit: "Mbit/s",
+        title: "Throughput at the client, Mbit/s",
         class: "rate",
         range: (curves.from_ms, curves.until_ms),
         points: &curves.throughput,
@@ -169,8 +162,7 @@ fn pictures(curves: &Curves) -> String {
         shade: curves.pause_ms,
     };
     let rtt = Chart {
-        title: "Round trip of the probe",
-        unit: "ms",
+        title: "Round trip of the probe by the time it was sent, ms",
         class: "rtt",
         points: &curves.rtt,
         stairs: false,
@@ -202,16 +194,32 @@ mod tests {
             until_ms: 6_000.0,
             throughput: (0..160)
                 .map(|step| f64::from(step) * 50.0 - 2_000.0)
-                .map(|at| (at, if stands(at) { 0.0 } else if at > 3_500.0 && at < 5_500.0 { 182.0 } else { 2.6 }))
+                .map(|at| {
+                    (
+                        at,
+                        if stands(at) {
+                            0.0
+                        } else if at > 3_500.0 && at < 5_500.0 {
+                            182.0
+                        } else {
+                            2.6
+                        },
+                    )
+                })
                 .collect(),
             rtt: (0..400)
                 .map(|step| f64::from(step) * 20.0 - 2_000.0)
-                .filter(|at| !stands(*at))
-                .map(|at| (at, rtt_at(at)))
+                .map(|at| (at, if stands(at) { 1_600.0 - at } else { rtt_at(at) }))
                 .collect(),
-            marks: [("prepared", 320.0), ("switched", 1_020.0), ("paused", 1_150.0), ("arrived", 1_557.0), ("settled", 2_100.0)]
-                .map(|(name, at_ms)| Mark { name: name.into(), at_ms })
-                .to_vec(),
+            marks: [
+                ("prepared", 320.0),
+                ("switched", 1_020.0),
+                ("paused", 1_150.0),
+                ("arrived", 1_557.0),
+                ("settled", 2_100.0),
+            ]
+            .map(|(name, at_ms)| Mark { name: name.into(), at_ms })
+            .to_vec(),
             pause_ms: Some((1_150.0, 1_557.0)),
             gaps: (1..=8).map(|id| (format!("connection {id}"), 412.0 + f64::from(id) * 1.7)).collect(),
         }
@@ -225,7 +233,7 @@ mod tests {
         if let Some(path) = std::env::var_os("LSM_SAMPLE_PAGE") {
             std::fs::write(path, &page).unwrap();
         }
-        assert_eq!(page.matches("<svg").count(), 3);
+        assert_eq!(page.matches("role=\"img\"").count(), 3);
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         assert!(page.contains("mont&lt;real"));
         for outside in ["http:", "https:", "<script", "url(", "@import"] {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::TrafficError;
 use super::control::{self, Event};
-use super::controller::ClientOptions;
 use super::log::{Bulk, Connection, Log};
+use super::options::ClientOptions;
 
 /// Longest wait for an answer that takes no time by itself.
 const ANSWER: Duration = Duration::from_secs(30);

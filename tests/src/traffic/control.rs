@@ -31,7 +31,10 @@ pub(super) enum Event {
     Log(Log),
     Stopped(Log),
     /// A connection ended before its time. Not an answer: it comes whenever it happens.
-    Failed { id: u16, why: String },
+    Failed {
+        id: u16,
+        why: String,
+    },
     /// The client gives up.
     Error(String),
 }

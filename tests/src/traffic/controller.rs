@@ -2,7 +2,7 @@
 //! all of it, and none of it waits: writing logs out is another thread's work.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
@@ -18,6 +18,7 @@ use super::control::{Command, Event};
 use super::datagrams::Caller;
 use super::line::Line;
 use super::log::{ConnectionLog, DatagramLog, Log, Origin};
+use super::options::ClientOptions;
 use super::record::Hello;
 use super::sockets;
 
@@ -27,70 +28,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ACCEPT: u64 = 120_000_000_000;
 /// How long the connections may take to end in order.
 const END: u64 = 20_000_000_000;
-
-/// What `lsm-traffic client` is told.
-#[derive(Debug, Clone)]
-pub struct ClientOptions {
-    /// The VM.
-    pub to: IpAddr,
-    /// Its TCP port.
-    pub tcp: u16,
-    /// Its UDP port; none: no datagram stream.
-    pub udp: Option<u16>,
-    /// MPTCP connections to open; the first is also the probe and carries the bulk.
-    pub connections: u16,
-    /// Port on which the VM's connections are taken.
-    pub listen: u16,
-    /// How many of them.
-    pub accept: u16,
-    /// Plain TCP connections to open.
-    pub plain: u16,
-    /// Bytes per paced record.
-    pub chunk: u16,
-    /// Time between paced records, per connection and direction.
-    pub period: Duration,
-    /// Time between probes.
-    pub probe: Duration,
-    /// Time between datagrams.
-    pub datagram: Duration,
-}
-
-impl ClientOptions {
-    /// The demo's traffic to the VM at `to`.
-    pub fn new(to: IpAddr) -> Self {
-        Self {
-            to,
-            tcp: 5001,
-            udp: Some(5002),
-            connections: 6,
-            listen: 5003,
-            accept: 2,
-            plain: 1,
-            chunk: 200,
-            period: Duration::from_millis(5),
-            probe: Duration::from_millis(20),
-            datagram: Duration::from_millis(20),
-        }
-    }
-
-    /// The same on the command line of `lsm-traffic client`.
-    pub(super) fn arguments(&self) -> Vec<String> {
-        let udp = self.udp.map(|port| format!("--udp={port}"));
-        let rest = [
-            format!("--to={}", self.to),
-            format!("--tcp={}", self.tcp),
-            format!("--connections={}", self.connections),
-            format!("--listen={}", self.listen),
-            format!("--accept={}", self.accept),
-            format!("--plain={}", self.plain),
-            format!("--chunk={}", self.chunk),
-            format!("--period-us={}", self.period.as_micros()),
-            format!("--probe-us={}", self.probe.as_micros()),
-            format!("--datagram-us={}", self.datagram.as_micros()),
-        ];
-        rest.into_iter().chain(udp).collect()
-    }
-}
 
 /// `lsm-traffic client`: obeys standard input and reports on standard output until told to stop.
 pub fn client(options: &ClientOptions) -> Result<(), TrafficError> {
@@ -116,6 +53,8 @@ pub fn client(options: &ClientOptions) -> Result<(), TrafficError> {
 
 struct Controller<'a> {
     events: &'a mpsc::Sender<Event>,
+    /// Kept for the joins: without a listener the kernel refuses new subflows of the VM's connections.
+    _listeners: Vec<Socket>,
     lines: Vec<Line>,
     caller: Option<Caller>,
     datagram: u64,
@@ -132,8 +71,7 @@ struct Controller<'a> {
 impl<'a> Controller<'a> {
     fn connect(options: &ClientOptions, events: &'a mpsc::Sender<Event>) -> Result<Self, TrafficError> {
         let listeners = if options.accept > 0 {
-            sockets::listen(options.listen)
-                .map_err(|source| TrafficError::Listen { port: options.listen, source })?
+            sockets::listen(options.listen).map_err(|source| TrafficError::Listen { port: options.listen, source })?
         } else {
             Vec::new()
         };
@@ -168,6 +106,7 @@ impl<'a> Controller<'a> {
         let _ = events.send(Event::Ready(lines.iter().map(|line| line.connection.clone()).collect()));
         Ok(Self {
             events,
+            _listeners: listeners,
             lines,
             caller,
             datagram: options.datagram.as_nanos() as u64,

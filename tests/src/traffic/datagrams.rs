@@ -120,7 +120,8 @@ impl Answerer {
                 continue;
             }
             let answer = write(DOWN, sequence, *count);
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: asked_at, ipi_addr: libc::in_addr { s_addr: 0 } };
+            let info =
+                libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: asked_at, ipi_addr: libc::in_addr { s_addr: 0 } };
             let sent = sendmsg(
                 self.socket.as_raw_fd(),
                 &[IoSlice::new(&answer)],

@@ -227,7 +227,9 @@ impl Line {
     fn handle(&mut self, header: Header, now: u64, rtt: &mut Vec<(u64, u32)>) -> io::Result<()> {
         self.acknowledged = self.acknowledged.max(header.received);
         match header.kind {
-            Kind::Echo => rtt.push((header.stamp, u32::try_from(now.saturating_sub(header.stamp) / 1_000).unwrap_or(u32::MAX))),
+            Kind::Echo => {
+                rtt.push((header.stamp, u32::try_from(now.saturating_sub(header.stamp) / 1_000).unwrap_or(u32::MAX)))
+            }
             Kind::BulkEnd => {
                 if let Some(bulk) = self.bulk.take() {
                     let bulk = bulk.result();

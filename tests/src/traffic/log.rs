@@ -22,7 +22,7 @@ pub struct Log {
 impl Log {
     /// Adds what a later log saw of the same connections.
     pub fn extend(&mut self, later: Log) {
-        if self.connections.is_empty() {
+        if self.until == 0 {
             *self = later;
             return;
         }
@@ -46,9 +46,10 @@ impl Log {
 
     /// Bytes that were not what the other end sent, seen by either end, on all connections and datagrams.
     pub fn bytes_wrong(&self) -> u64 {
-        let connections = self.connections.iter().map(|connection| {
-            connection.wrong + connection.end.as_ref().map_or(0, |end| end.peer_wrong)
-        });
+        let connections = self
+            .connections
+            .iter()
+            .map(|connection| connection.wrong + connection.end.as_ref().map_or(0, |end| end.peer_wrong));
         connections.sum::<u64>() + self.datagrams.wrong
     }
 

@@ -42,18 +42,9 @@ pub(super) enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [
-            Self::Hello,
-            Self::Data,
-            Self::Probe,
-            Self::Echo,
-            Self::Bulk,
-            Self::BulkData,
-            Self::BulkEnd,
-            Self::Finish,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        [Self::Hello, Self::Data, Self::Probe, Self::Echo, Self::Bulk, Self::BulkData, Self::BulkEnd, Self::Finish]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -68,12 +59,8 @@ pub(super) struct Header {
 
 impl Header {
     pub(super) fn encode(&self, key: u64) -> [u8; HEADER] {
-        let words = [
-            u64::from(self.length) | u64::from(self.kind as u8) << 24,
-            self.position,
-            self.received,
-            self.stamp,
-        ];
+        let words =
+            [u64::from(self.length) | u64::from(self.kind as u8) << 24, self.position, self.received, self.stamp];
         let mut bytes = [0; HEADER];
         bytes[..4].copy_from_slice(&check(key, words).to_le_bytes());
         bytes[4..8].copy_from_slice(&(words[0] as u32).to_le_bytes());

@@ -91,8 +91,8 @@ impl Responder {
         fds.extend(self.answerer.iter().map(|answerer| PollFd::new(answerer.fd(), PollFlags::POLLIN)));
         fds.extend(self.peers.iter().map(|peer| PollFd::new(peer.socket.as_fd(), peer.interest())));
         let next = self.peers.iter().filter_map(|peer| peer.pace.as_ref().map(|pace| pace.next)).min();
-        let timeout = next
-            .map(|next| TimeSpec::from_duration(Duration::from_nanos(next.saturating_sub(clock::monotonic()))));
+        let timeout =
+            next.map(|next| TimeSpec::from_duration(Duration::from_nanos(next.saturating_sub(clock::monotonic()))));
         match ppoll(&mut fds, timeout, None) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(TrafficError::Poll(error.into())),
@@ -164,7 +164,8 @@ impl Peer {
         if self.outgoing.pending() > 0 {
             self.outgoing.flush(&self.socket)?;
         }
-        if let Some(Fault::Reset(_)) = fault.filter(|fault| matches!(fault, Fault::Reset(at) if *at < self.outgoing.total()))
+        if let Some(Fault::Reset(_)) =
+            fault.filter(|fault| matches!(fault, Fault::Reset(at) if *at < self.outgoing.total()))
         {
             self.socket.set_linger(Some(Duration::ZERO))?;
             return Err(io::Error::other("reset on demand"));

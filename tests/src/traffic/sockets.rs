@@ -13,7 +13,9 @@ fn socket(domain: Domain, multipath: bool) -> io::Result<Socket> {
     let socket = if multipath {
         // A kernel without MPTCP, or one where it is switched off, says so in one of these ways.
         match Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP)) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EPROTONOSUPPORT | libc::EINVAL)) => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EPROTONOSUPPORT | libc::EINVAL)) =>
+            {
                 eprintln!("lsm-traffic: this kernel has no MPTCP ({error}): plain TCP instead");
                 Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?
             }

@@ -70,10 +70,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     let host = host.split('%').next()?;
     let address: SocketAddr = format!("{host}:{port}").parse().ok()?;
     Some(match address {
-        SocketAddr::V6(v6) => v6
-            .ip()
-            .to_ipv4_mapped()
-            .map_or(address, |v4| SocketAddr::new(v4.into(), v6.port())),
+        SocketAddr::V6(v6) => v6.ip().to_ipv4_mapped().map_or(address, |v4| SocketAddr::new(v4.into(), v6.port())),
         SocketAddr::V4(_) => address,
     })
 }
