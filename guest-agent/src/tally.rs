@@ -56,8 +56,7 @@ impl Tally {
                 counts.early += 1;
             }
             let before = self.before.get(&connection.token).copied().unwrap_or_default();
-            // The SYN counts as a byte in tcpi_bytes_acked.
-            let moved = now.new > before.new + 1;
+            let moved = now.new > before.new;
             let idle = connection.subflows.iter().all(|s| s.unacked == 0 && s.unsent == 0)
                 && self.last.get(&connection.token).is_some_and(|last| last.old == now.old);
             if flipped && (moved || idle) {

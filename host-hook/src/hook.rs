@@ -36,6 +36,7 @@ pub const LONGEST: usize = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     MigrateBegin,
+    PrepareBegin,
     StartedBegin,
     ReconnectBegin,
     StoppedEnd,
@@ -46,6 +47,7 @@ impl Operation {
     fn of(operation: &str, sub: &str) -> Option<Self> {
         match (operation, sub) {
             ("migrate", "begin") => Some(Self::MigrateBegin),
+            ("prepare", "begin") => Some(Self::PrepareBegin),
             ("started", "begin") => Some(Self::StartedBegin),
             ("reconnect", "begin") => Some(Self::ReconnectBegin),
             ("stopped", "end") => Some(Self::StoppedEnd),
@@ -113,6 +115,16 @@ pub fn run(args: &[OsString]) -> ExitCode {
     if output.flush().is_err() { ExitCode::FAILURE } else { ExitCode::from(code) }
 }
 
+/// A question of the operator's command line to the host service: `status`, or `release` for a VM.
+///
+/// # Errors
+/// In words, when the service gives no answer.
+pub fn ask(operation: &str, vm: &str) -> Result<HookAnswer, String> {
+    let socket = std::env::var_os(SOCKET_VARIABLE).map_or_else(|| SOCKET.into(), PathBuf::from);
+    let request = HookRequest { vm: vm.into(), operation: operation.into(), ..HookRequest::default() };
+    exchange(&request, &socket, Duration::from_secs(5)).map_err(|error| error.told())
+}
+
 /// `deadline`: instead of the operation's own.
 fn call(
     args: &[OsString],
@@ -136,7 +148,7 @@ fn call(
                 extra: word(3).into_owned(),
                 xml,
             };
-            ask(&request, socket, deadline)
+            exchange(&request, socket, deadline)
         }),
         Err(error) => Err(error),
     };
@@ -170,7 +182,7 @@ fn read_xml(input: &mut impl Read) -> Result<Vec<u8>, HookError> {
     if xml.len() > LONGEST { Err(HookError::TooLong) } else { Ok(xml) }
 }
 
-fn ask(request: &HookRequest, path: &Path, deadline: Duration) -> Result<HookAnswer, HookError> {
+fn exchange(request: &HookRequest, path: &Path, deadline: Duration) -> Result<HookAnswer, HookError> {
     let until = Instant::now() + deadline;
     let unreachable = |cause: io::Error| match cause.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => HookError::Silent(deadline),

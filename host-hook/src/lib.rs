@@ -1,11 +1,33 @@
 //! The host's side of LSM: the libvirt hook, and what the host service is made of.
 
+mod admission;
+mod arrival;
+mod clock;
 pub mod config;
+mod departure;
 pub mod divert;
 pub mod domain;
 pub mod filters;
+mod guest_line;
 pub mod hook;
+mod host;
+mod inventory;
 pub mod libvirt;
+mod line;
 pub mod peer;
+mod peer_line;
 pub mod replay;
+pub mod service;
+pub mod status;
 pub mod tunnel;
+
+/// An error with its causes, in one line.
+pub fn story(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

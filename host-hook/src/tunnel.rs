@@ -254,16 +254,26 @@ impl Tunnels {
         self.links.set(name, link.index(), |l| l.mtu(mtu)).await
     }
 
+    /// A bridge of this name that the host's own IP stack has no part in.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn ensure_bridge(&self, name: &str) -> Result<u32, TunnelError> {
+        let link = match self.links.find(name).await? {
+            Some(link) => link,
+            None => self.links.create(name, LinkBridge::new(name).build()).await?,
+        };
+        self.links.set_bridge(name, |b| b.forward_delay(0).mcast_snooping(false)).await?;
+        self.links.keep_ip_off(name, link.index()).await?;
+        self.links.set(name, link.index(), |l| l.arp(false).up()).await?;
+        Ok(link.index())
+    }
+
     async fn build_bridge(&self, spec: &TunnelSpec) -> Result<u32, TunnelError> {
         let name = bridge(spec.vni);
-        let link = match self.links.find(&name).await? {
-            Some(link) => link,
-            None => self.links.create(&name, LinkBridge::new(&name).build()).await?,
-        };
-        self.links.set_bridge(&name, |b| b.forward_delay(0).mcast_snooping(false)).await?;
-        self.links.keep_ip_off(&name, link.index()).await?;
-        self.links.set(&name, link.index(), |l| l.mtu(spec.mtu).arp(false).up()).await?;
-        Ok(link.index())
+        let index = self.ensure_bridge(&name).await?;
+        self.links.set(&name, index, |l| l.mtu(spec.mtu)).await?;
+        Ok(index)
     }
 
     /// The VXLAN device, up, and its port, down.

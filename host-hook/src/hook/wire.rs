@@ -9,11 +9,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::LONGEST;
 
 /// libvirt's call.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HookRequest {
     /// The VM's name.
     pub vm: String,
-    /// `migrate`, `started`, `reconnect`, `stopped` or `release`.
+    /// `migrate`, `prepare`, `started`, `reconnect`, `stopped` or `release`.
     pub operation: String,
     /// `begin` or `end`.
     pub sub: String,

@@ -26,6 +26,7 @@ pub(super) async fn connect(place: &Place) -> zbus::Result<Connection> {
 /// Passes events on until libvirt-dbus goes away.
 pub(super) async fn listen(place: &Place, notices: &mpsc::Sender<Notice>) -> Result<(), LibvirtError> {
     let connection = connect(place).await?;
+    eprintln!("DBG connected");
     let rule = MatchRule::builder()
         .msg_type(message::Type::Signal)
         .sender(SERVICE)
@@ -34,7 +35,8 @@ pub(super) async fn listen(place: &Place, notices: &mpsc::Sender<Notice>) -> Res
         .path(place.object.as_str())
         .build()?;
     let mut signals = MessageStream::for_match_rule(rule, &connection, Some(SIGNALS_KEPT)).await?;
-    wake(&connection, place).await?;
+    eprintln!("DBG matched");
+    let w = wake(&connection, place).await; eprintln!("DBG woke {w:?}"); w?;
     if notices.send(Notice::Connected).await.is_err() {
         return Ok(());
     }

@@ -50,7 +50,7 @@ impl Jobs {
     pub async fn progress(&self, uuid: &str) -> Result<Option<Progress>, LibvirtError> {
         match &self.bus {
             Some(bus) => match self.ask_bus(bus, uuid).await {
-                Err(zbus::Error::MethodError(name, ..)) if name == "org.freedesktop.DBus.Error.ServiceUnknown" => {
+                Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::ServiceUnknown(_)) => {
                     self.ask_virsh(uuid).await
                 }
                 answer => Ok(answer?),

@@ -1,0 +1,231 @@
+//! `migrate begin`: who runs this VM, where do its vNICs belong here, and what is the source offered.
+
+use std::{net::IpAddr, rc::Rc, time::Duration};
+
+use lsm_protocol::{
+    Addressing, Decline, Drain, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
+    destination::{Destination, Order, Policy, Unprepared},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    arrival::Saved,
+    clock::now,
+    config::{self, Lan},
+    domain::{Domain, DomainError, Plug, rewrite},
+    hook::HookAnswer,
+    host::{Host, SPARE_BRIDGE, vni},
+    peer_line::{self, PeerHandle, PeerNews},
+    tunnel,
+};
+
+/// A peer says whether it runs the VM within this: a handshake of three round trips and the question.
+const LOCATE: Duration = Duration::from_secs(3);
+
+/// What becomes of the migration.
+pub enum Verdict {
+    /// LSM has nothing to do but plug the vNICs: the VM stays on its LAN.
+    Plug(String),
+    Move(Box<Admitted>),
+}
+
+/// The source was found; the machine can begin.
+pub struct Admitted {
+    pub saved: Saved,
+    pub orders: Vec<Order>,
+    /// What libvirt gets if all goes well.
+    pub waiting_xml: String,
+    pub answer: Option<oneshot::Sender<HookAnswer>>,
+    pub peer: PeerHandle,
+    pub news: mpsc::UnboundedReceiver<PeerNews>,
+}
+
+/// Why the VM cannot come here.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    #[error("no peer is configured here; add a [peer.NAME] section to host.toml for each host that VMs come from")]
+    NoPeer,
+    #[error("no peer runs this VM ({0}); check that lsm-hook runs on the source and that libvirtd was restarted since it was installed")]
+    NotFound(String),
+    #[error("no LAN is configured here; add a [lan.NAME] section to host.toml")]
+    NoLan,
+    #[error("metadata: LAN {lan} of vNIC {mac} is known neither here nor at {peer}; correct the name, or add [lan.{lan}] to host.toml")]
+    UnknownLan { lan: String, mac: Mac, peer: String },
+    #[error("bridge {bridge} of LAN {lan} does not exist here; create it or correct [lan.{lan}] bridge")]
+    NoBridge { bridge: String, lan: String },
+    #[error("the VM has no spare vNIC: {0}; add one, or wait until an earlier migration has settled")]
+    NoSpare(String),
+    #[error("the pool of LAN {0} has no free address; enlarge [lan.{0}] pool")]
+    PoolExhausted(String),
+    #[error("this host: {0}")]
+    Here(Decline),
+    #[error("cannot get random bytes")]
+    Random(#[source] std::io::Error),
+}
+
+/// Looks at everything before anything is built.
+pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Result<Verdict, Refused> {
+    let Located { name, running, round_trip, peer, news } = locate(host, vm).await?;
+    let active = running.vnics.iter().find(|v| v.mac == running.active);
+    let home_lan = active.and_then(|v| v.lan.clone());
+    if let Some(lan) = home_lan.as_ref().and_then(|lan| host.config.lans.get(lan)) {
+        let plugs = plugs(host, &running, &[(running.active, lan.bridge.clone(), home_lan.clone())]).await?;
+        return Ok(Verdict::Plug(rewrite(xml, &plugs)?));
+    }
+    let Some(home_lan) = home_lan else {
+        let lan = domain.vnics.iter().find_map(|v| v.lan.clone()).unwrap_or_default();
+        return Err(Refused::UnknownLan { lan, mac: running.active, peer: name });
+    };
+    let (lan_name, lan) = host.config.lans.iter().next().ok_or(Refused::NoLan)?;
+    need_bridge(host, lan_name, lan).await?;
+    let spare = running.vnics.iter().find(|v| v.mac != running.active && v.lan.is_none());
+    let new = spare.map(|v| v.mac).ok_or_else(|| Refused::NoSpare(held(&running)))?;
+    let underlay = host.underlay().map_err(Refused::Here)?;
+    let policy = host.config.policy;
+    let offer = Offer {
+        migration: MigrationId(random().map_err(Refused::Random)?),
+        vm,
+        home: TunnelId { mac: running.active, vni: vni(vm, running.active) },
+        advance: TunnelId { mac: new, vni: vni(vm, new) },
+        join: match policy.join {
+            config::Join::Before => Join::Before,
+            config::Join::After => Join::After,
+            config::Join::Never => Join::Never,
+        },
+        lan: lan_name.clone(),
+        addressing: addressing(host, lan_name, lan, vm)?,
+        mtu: lan.mtu as u16,
+        underlay: underlay.address,
+        port: underlay.port,
+        drain: match policy.drain {
+            config::Drain::UntilIdle => Drain::UntilIdle,
+            config::Drain::Forever => Drain::Forever,
+            config::Drain::For(time) => Drain::For(time.as_millis() as u64),
+        },
+        lease: policy.lease.as_millis() as u64,
+    };
+    let home_bridge = tunnel::bridge(offer.home.vni);
+    let places = [
+        (offer.home.mac, home_bridge, Some(home_lan)),
+        (new, lan.bridge.clone(), (offer.join != Join::Never).then(|| lan_name.clone())),
+    ];
+    let waiting_xml = rewrite(xml, &plugs(host, &running, &places).await?)?;
+    let policy = Policy {
+        unprepared: match policy.unprepared {
+            config::Unprepared::Refuse => Unprepared::Refuse,
+            config::Unprepared::PostJoin => Unprepared::PostJoin,
+        },
+        prepare_wait: policy.prepare_wait.as_millis() as u64,
+    };
+    let (machine, orders) = Destination::new(now(), offer, policy);
+    let saved = Saved {
+        machine,
+        name: domain.name.clone(),
+        vm: None,
+        peer: name,
+        remote: running.underlay,
+        home_mtu: running.mtu,
+        round_trip,
+    };
+    Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news })))
+}
+
+/// Every managed vNIC's place here; those not named are plugged into their LAN, or with the spares.
+async fn plugs(host: &Host, running: &Running, named: &[(Mac, String, Option<String>)]) -> Result<Vec<Plug>, Refused> {
+    let mut plugs = Vec::new();
+    for vnic in &running.vnics {
+        if let Some((mac, bridge, lan)) = named.iter().find(|(mac, _, _)| *mac == vnic.mac) {
+            plugs.push(Plug { mac: *mac, bridge: bridge.clone(), lan: lan.clone() });
+            continue;
+        }
+        let direct = vnic.lan.as_ref().and_then(|lan| host.config.lans.get(lan));
+        let bridge = direct.map_or_else(|| SPARE_BRIDGE.to_owned(), |lan| lan.bridge.clone());
+        plugs.push(Plug { mac: vnic.mac, bridge, lan: vnic.lan.clone() });
+    }
+    if plugs.iter().any(|plug| plug.bridge == SPARE_BRIDGE) {
+        let made = host.tunnels.ensure_bridge(SPARE_BRIDGE).await;
+        made.map_err(|error| Refused::Here(Decline::Tunnel(crate::story(&error))))?;
+    }
+    Ok(plugs)
+}
+
+struct Located {
+    name: String,
+    running: Running,
+    round_trip: Duration,
+    peer: PeerHandle,
+    news: mpsc::UnboundedReceiver<PeerNews>,
+}
+
+/// Asks every peer at once who runs the VM.
+async fn locate(host: &Rc<Host>, vm: Uuid) -> Result<Located, Refused> {
+    if host.config.peers.is_empty() {
+        return Err(Refused::NoPeer);
+    }
+    let (found, mut answers) = mpsc::unbounded_channel();
+    for name in host.config.peers.keys().cloned() {
+        let (host, found) = (host.clone(), found.clone());
+        tokio::task::spawn_local(async move {
+            let _ = found.send(ask(host, name, vm).await);
+        });
+    }
+    drop(found);
+    let mut refusals = Vec::new();
+    while let Some(answer) = answers.recv().await {
+        match answer {
+            Ok(located) => return Ok(located),
+            Err(why) => refusals.push(why),
+        }
+    }
+    Err(Refused::NotFound(refusals.join("; ")))
+}
+
+async fn ask(host: Rc<Host>, name: String, vm: Uuid) -> Result<Located, String> {
+    let (peer, mut news) = peer_line::call(host, name.clone());
+    peer.tell(Peer::Locate { vm });
+    let mut round_trip = LOCATE;
+    let answer = async {
+        loop {
+            match news.recv().await {
+                Some(PeerNews::RoundTrip(time)) => round_trip = time,
+                Some(PeerNews::Said(Peer::Located { running: Some(running), .. })) => return Ok(running),
+                Some(PeerNews::Said(Peer::Located { running: None, .. })) => return Err(format!("{name}: it does not run it")),
+                Some(PeerNews::Said(_)) => {}
+                Some(PeerNews::Failed(why)) => return Err(format!("{name}: {why}")),
+                None => return Err(format!("{name}: no line")),
+            }
+        }
+    };
+    let answer = tokio::time::timeout(LOCATE, answer).await;
+    let running = answer.unwrap_or_else(|_| Err(format!("{name}: no answer within {} s", LOCATE.as_secs())))?;
+    Ok(Located { name, running, round_trip, peer, news })
+}
+
+async fn need_bridge(host: &Host, name: &str, lan: &Lan) -> Result<(), Refused> {
+    match host.tunnels.bridge_exists(&lan.bridge).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refused::NoBridge { bridge: lan.bridge.clone(), lan: name.to_owned() }),
+        Err(error) => Err(Refused::Here(Decline::Tunnel(crate::story(&error)))),
+    }
+}
+
+fn addressing(host: &Host, name: &str, lan: &Lan, vm: Uuid) -> Result<Addressing, Refused> {
+    let config::Addressing::Static = lan.addressing;
+    let pool: Vec<IpAddr> = lan.pool.addresses().collect();
+    let address = host.inventory.borrow_mut().lease(pool.into_iter(), vm);
+    let address = address.ok_or_else(|| Refused::PoolExhausted(name.to_owned()))?;
+    Ok(Addressing::Static { address, prefix_len: lan.prefix.length(), gateway: lan.gateway })
+}
+
+fn held(running: &Running) -> String {
+    let held = running.vnics.iter().filter_map(|v| Some(format!("{} holds an address of {}", v.mac, v.lan.as_ref()?)));
+    held.collect::<Vec<_>>().join(", ")
+}
+
+fn random() -> std::io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,362 @@
+//! A VM comes to this host: the destination's machine and what it orders.
+
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use lsm_protocol::{
+    Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
+    destination::{Destination, Event, Order, Refused},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    clock::{self, now},
+    divert::{Diversion, LearningWatch},
+    guest_line::GuestLine,
+    hook::HookAnswer,
+    host::{CROSSING, Host, QUEUE},
+    inventory::{Vm, write_json},
+    peer_line::{PeerHandle, PeerNews},
+    replay::{Outlet, Recorder},
+    story,
+    tunnel::{self, TunnelError},
+};
+
+/// Added to the round trip when frames are replayed: how long libvirt and we took to notice the stop.
+const NOTICE: Duration = Duration::from_millis(25);
+
+/// What the service passes on to an arrival.
+pub enum News {
+    /// The hook `started`: QEMU waits for the memory, the taps are up.
+    Started(Vm),
+    Resumed,
+    VmGone,
+    Release,
+    Status(oneshot::Sender<crate::status::Migration>),
+}
+
+/// What is kept of it on disk.
+#[derive(Serialize, Deserialize)]
+pub struct Saved {
+    pub machine: Destination,
+    pub name: String,
+    pub vm: Option<Vm>,
+    pub peer: String,
+    /// The source's end of the tunnels.
+    pub remote: std::net::IpAddr,
+    /// MTU of the LAN that the VM leaves, in bytes.
+    pub home_mtu: u16,
+    pub round_trip: Duration,
+}
+
+/// The hook that waits in `migrate begin`, and what it prints if all goes well.
+pub struct Waiting {
+    pub answer: oneshot::Sender<HookAnswer>,
+    pub xml: String,
+}
+
+/// One arrival.
+pub struct Arrival {
+    host: Rc<Host>,
+    saved: Saved,
+    waiting: Option<Waiting>,
+    peer: PeerHandle,
+    guest: Option<GuestLine>,
+    recorder: Option<Recorder>,
+    divert: Option<(Diversion, Outlet)>,
+    learning: mpsc::UnboundedReceiver<()>,
+    learnt: mpsc::UnboundedSender<()>,
+    steps: clock::Steps,
+}
+
+impl Arrival {
+    pub fn new(host: Rc<Host>, saved: Saved, waiting: Option<Waiting>, peer: PeerHandle) -> Arrival {
+        let (learnt, learning) = mpsc::unbounded_channel();
+        let steps = clock::Steps::default();
+        Arrival { host, saved, waiting, peer, guest: None, recorder: None, divert: None, learning, learnt, steps }
+    }
+
+    /// Runs until the machine is gone.
+    pub async fn run(
+        mut self,
+        first: Vec<Order>,
+        mut from_peer: mpsc::UnboundedReceiver<PeerNews>,
+        mut inbox: mpsc::UnboundedReceiver<News>,
+    ) {
+        let Some(offer) = self.saved.machine.offer().cloned() else { return };
+        let events = self.carry_out(first, &offer).await;
+        self.feed(events, &offer).await;
+        if let Some(vm) = self.saved.vm.clone() {
+            self.watch(&vm, &offer).await;
+        }
+        while self.saved.machine != Destination::Gone {
+            let deadline = self.saved.machine.deadline();
+            let event = tokio::select! {
+                // First what cannot wait: the stop, then the arrival.
+                biased;
+                Some(news) = from_peer.recv() => match news {
+                    PeerNews::Said(message) => Event::Peer(message),
+                    PeerNews::RoundTrip(time) => {
+                        self.saved.round_trip = time;
+                        continue;
+                    }
+                    PeerNews::Failed(_) => continue, // the machine has its deadlines
+                },
+                Some(()) = self.learning.recv() => Event::Arrived,
+                news = inbox.recv() => match news {
+                    Some(News::Started(vm)) => {
+                        self.steps.mark("started");
+                        self.watch(&vm, &offer).await;
+                        self.saved.vm = Some(vm);
+                        self.save(&offer);
+                        continue;
+                    }
+                    Some(News::Resumed) => Event::Arrived,
+                    Some(News::VmGone) => Event::VmGone,
+                    Some(News::Release) => Event::Release,
+                    Some(News::Status(answer)) => {
+                        let _ = answer.send(self.status(&offer));
+                        continue;
+                    }
+                    None => return, // the service stops; the state file says where to go on
+                },
+                reply = hear(&mut self.guest) => Event::Guest(reply),
+                () = clock::sleep_until(deadline) => Event::Deadline,
+            };
+            self.feed(vec![event], &offer).await;
+        }
+        self.finish(&offer);
+    }
+
+    async fn feed(&mut self, events: Vec<Event>, offer: &Offer) {
+        let mut events = VecDeque::from(events);
+        while let Some(event) = events.pop_front() {
+            let was = self.saved.machine.name();
+            let why = summary(&event);
+            let settled = matches!(event, Event::Guest(FromGuest::Settled { .. }));
+            let machine = std::mem::replace(&mut self.saved.machine, Destination::Gone);
+            let (machine, orders) = machine.handle(now(), event);
+            self.saved.machine = machine;
+            let name = self.saved.machine.name();
+            if was != name {
+                let awaiting = self.saved.machine.deadline().map(|d| d.awaited);
+                self.steps.mark(name);
+                tracing::info!(vm = self.saved.name, migration = %offer.migration, from = was, to = name, why, awaiting, "state at the destination");
+                if settled {
+                    self.host.inventory.borrow_mut().settle(offer.vm, offer.home.mac);
+                }
+            }
+            events.extend(self.carry_out(orders, offer).await);
+            if was != name {
+                self.save(offer);
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, orders: Vec<Order>, offer: &Offer) -> Vec<Event> {
+        let mut events = Vec::new();
+        for order in orders {
+            match order {
+                Order::BuildEnds => events.push(match self.build(offer).await {
+                    Ok(()) => Event::Built,
+                    Err(why) => Event::BuildFailed(why),
+                }),
+                Order::TellPeer(message) => self.peer.tell(message),
+                Order::TellGuest(order) => {
+                    if let Some(vm) = &self.saved.vm {
+                        let address = vm.address();
+                        self.guest.get_or_insert_with(|| GuestLine::open(address)).tell(order);
+                    }
+                }
+                Order::Admit { warning } => self.admit(warning),
+                Order::Refuse(why) => self.refuse(&why),
+                Order::PointAtTap => self.point_at_tap(offer),
+                Order::PointAtTunnel => {
+                    if let Some((diversion, _)) = &self.divert
+                        && let Err(error) = self.host.fdb.undo(diversion)
+                    {
+                        tracing::warn!(migration = %offer.migration, error = story(&error), "the new vNIC's frames do not go back into the tunnel");
+                    }
+                }
+                Order::RemoveAdvance => {
+                    self.keep_pointing(offer).await;
+                    self.recorder = None;
+                    self.remove(offer.advance, offer).await;
+                }
+                Order::RemoveHome => self.remove(offer.home, offer).await,
+            }
+        }
+        events
+    }
+
+    async fn build(&mut self, offer: &Offer) -> Result<(), Decline> {
+        let failed = |error: TunnelError| Decline::Tunnel(story(&error));
+        let home = self.host.spec(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
+        self.host.tunnels.build_vm_end(&home).await.map_err(failed)?;
+        if offer.join == Join::Before {
+            let lan = self.host.config.lans.get(&offer.lan);
+            let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
+            let advance = self.host.spec(offer.advance, offer, self.saved.remote, offer.mtu)?;
+            self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, CROSSING).await.map_err(failed)?;
+            match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
+                Ok(recorder) => self.recorder = Some(recorder),
+                Err(error) => tracing::warn!(error = story(&error), "frames on their way to the source at the stop will be lost"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The taps are there: long queues, no broadcasts into the new one before the VM reads, and eyes on their ports.
+    async fn watch(&mut self, vm: &Vm, offer: &Offer) {
+        for mac in [offer.home.mac, offer.advance.mac] {
+            let Some((tap, bridge)) = vm.vnic(mac).and_then(|v| Some((v.tap.as_deref()?, v.bridge.as_deref()?))) else { continue };
+            if let Err(error) = self.host.tunnels.set_queue_length(tap, QUEUE).await {
+                tracing::warn!(tap, error = story(&error), "the tap keeps its short queue");
+            }
+            match LearningWatch::start(bridge, tap, mac) {
+                Ok(mut watch) => {
+                    let learnt = self.learnt.clone();
+                    tokio::task::spawn_local(async move {
+                        if watch.heard().await.is_ok() {
+                            let _ = learnt.send(());
+                        }
+                    });
+                }
+                Err(error) => tracing::warn!(tap, error = story(&error), "arrival will be known from libvirt only"),
+            }
+            if mac == offer.advance.mac {
+                if let Err(error) = self.host.tunnels.set_flooding(tap, false).await {
+                    tracing::warn!(tap, error = story(&error), "broadcasts will wait in the tap's queue too");
+                }
+                let from = tunnel::port(offer.advance.vni);
+                let home = (offer.join == Join::Before).then_some(from.as_str());
+                let divert = self.host.fdb.prepare(bridge, mac, tap, home).map_err(|e| story(&e));
+                match divert.and_then(|d| Ok((d, Outlet::open(tap).map_err(|e| story(&e))?))) {
+                    Ok(divert) => self.divert = Some(divert),
+                    Err(error) => tracing::warn!(tap, error, "frames for the new vNIC will be lost until it is learnt"),
+                }
+            }
+        }
+    }
+
+    fn point_at_tap(&mut self, offer: &Offer) {
+        let Some((diversion, outlet)) = &self.divert else { return };
+        if let Err(error) = self.host.fdb.divert(diversion) {
+            tracing::warn!(migration = %offer.migration, error = story(&error), "cannot point the new vNIC's frames at its tap");
+        }
+        let Some(recorder) = &self.recorder else { return };
+        match recorder.replay(SystemTime::now() - self.saved.round_trip - NOTICE, outlet) {
+            Ok(replayed) => tracing::info!(migration = %offer.migration, frames = replayed.sent, "new vNIC's frames wait at its tap, with those of the last round trip"),
+            Err(error) => tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what was on its way to the source"),
+        }
+    }
+
+    /// The VM is here: what pointed at its tap for the move becomes what the bridge would have learnt.
+    async fn keep_pointing(&mut self, offer: &Offer) {
+        let Some((diversion, _)) = self.divert.take() else { return };
+        let Some(tap) = self.saved.vm.as_ref().and_then(|vm| vm.vnic(offer.advance.mac)?.tap.clone()) else { return };
+        if !matches!(self.saved.machine, Destination::Arrived { .. }) {
+            return; // undone: the tap goes with its QEMU
+        }
+        if let Err(error) = self.host.fdb.keep(&diversion) {
+            tracing::warn!(tap, error = story(&error), "the bridge will have to learn the new vNIC by itself");
+        }
+        if let Err(error) = self.host.tunnels.set_flooding(&tap, true).await {
+            tracing::warn!(tap, error = story(&error), "the vNIC hears no broadcasts");
+        }
+    }
+
+    async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
+        let here = self.saved.vm.as_ref().and_then(|vm| vm.vnic(tunnel.mac)?.tap.clone());
+        if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
+            tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
+        }
+        // The old vNIC is a spare now, and a spare is plugged into the bridge of spares.
+        if let Some(tap) = here.filter(|_| tunnel == offer.home && matches!(self.saved.machine, Destination::TakingDown { .. })) {
+            let plugged = async {
+                self.host.tunnels.ensure_bridge(crate::host::SPARE_BRIDGE).await?;
+                self.host.tunnels.plug(&tap, crate::host::SPARE_BRIDGE).await.map(drop)
+            };
+            if let Err(error) = plugged.await {
+                tracing::warn!(tap, error = story(&error), "the spare vNIC is left without a bridge");
+            }
+        }
+    }
+
+    fn admit(&mut self, warning: Option<GuestFailure>) {
+        let Some(Waiting { answer, xml }) = self.waiting.take() else { return };
+        let mut stderr = String::new();
+        if let Some(why) = warning {
+            tracing::warn!(vm = self.saved.name, %why, "the guest is not prepared; its clients will join after arrival");
+            stderr = format!("lsm-hook: VM {} is not prepared: {why}; its clients will join after arrival\n", self.saved.name);
+        }
+        let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr });
+    }
+
+    fn refuse(&mut self, why: &Refused) {
+        let text = format!("lsm-hook: VM {} cannot move here from {}: {}\n", self.saved.name, self.saved.peer, story(why));
+        tracing::warn!(vm = self.saved.name, why = story(why), "migration refused");
+        if let Some(Waiting { answer, .. }) = self.waiting.take() {
+            let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr: text });
+        }
+    }
+
+    fn finish(&mut self, offer: &Offer) {
+        let _ = std::fs::remove_file(self.file(offer));
+        if self.host.inventory.borrow().get(offer.vm).is_none() {
+            self.host.inventory.borrow_mut().release(offer.vm);
+        }
+        tracing::info!(vm = self.saved.name, migration = %offer.migration, "arrival over");
+    }
+
+    fn save(&self, offer: &Offer) {
+        if self.saved.machine == Destination::Gone {
+            return;
+        }
+        if let Err(error) = write_json(&self.file(offer), &self.saved) {
+            tracing::warn!(migration = %offer.migration, %error, "cannot save the state; a restart now would lose it");
+        }
+    }
+
+    fn file(&self, offer: &Offer) -> std::path::PathBuf {
+        self.host.state.join(format!("arrival-{}.json", offer.migration))
+    }
+
+    fn status(&self, offer: &Offer) -> crate::status::Migration {
+        let machine = &self.saved.machine;
+        crate::status::Migration::new("destination", &self.saved.name, &self.saved.peer, offer, machine.name(), machine.deadline(), &self.steps)
+    }
+}
+
+/// What the guest says, on a line that may not be open.
+async fn hear(guest: &mut Option<GuestLine>) -> FromGuest {
+    match guest {
+        Some(line) => line.hear().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn summary(event: &Event) -> String {
+    match event {
+        Event::Built => "the tunnel ends stand".to_owned(),
+        Event::BuildFailed(why) => format!("the tunnel ends could not be built: {why}"),
+        Event::Peer(Peer::GuestRefused { why, .. }) => format!("the guest is not prepared: {why}"),
+        Event::Peer(Peer::Declined { why, .. }) => format!("the source declines: {why}"),
+        Event::Peer(message) => crate::status::peer_word(message).to_owned(),
+        Event::Arrived => "the VM runs here".to_owned(),
+        Event::Guest(FromGuest::Switched { counts, .. }) => {
+            format!("the guest has switched: {} joined, {} waiting, {} legacy", counts.joined, counts.waiting, counts.legacy)
+        }
+        Event::Guest(FromGuest::Settled { .. }) => "the guest has settled".to_owned(),
+        Event::Guest(FromGuest::Refused { why, .. }) => format!("the guest refused: {why}"),
+        Event::Guest(_) => "the guest spoke".to_owned(),
+        Event::VmGone => "the VM is not here any more".to_owned(),
+        Event::Release => "released by the operator".to_owned(),
+        Event::Deadline => "the deadline came".to_owned(),
+        Event::Restarted => "the service was started".to_owned(),
+    }
+}

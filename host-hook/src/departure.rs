@@ -1,0 +1,323 @@
+//! A VM leaves this host: the source's machine and what it orders.
+
+use std::{collections::VecDeque, rc::Rc, time::Duration};
+
+use lsm_protocol::{
+    Decline, FromGuest, Join, Offer, Peer, TunnelId,
+    source::{Event, Order, Source},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+};
+
+use crate::{
+    clock::{self, now},
+    divert::Diversion,
+    guest_line::GuestLine,
+    host::{CROSSING, Host, SPARE_BRIDGE},
+    inventory::{Vm, write_json},
+    libvirt,
+    peer_line::PeerHandle,
+    replay::{Outlet, Recorder},
+    story,
+    tunnel::{self, TunnelError},
+};
+
+/// How often the copy's progress is asked for.
+const FOLLOW: Duration = Duration::from_millis(100);
+
+/// What the service passes on to a departure.
+pub enum News {
+    Peer(Peer, PeerHandle),
+    Suspended,
+    Resumed,
+    VmGone,
+    Status(oneshot::Sender<crate::status::Migration>),
+}
+
+/// What is kept of it on disk.
+#[derive(Serialize, Deserialize)]
+pub struct Saved {
+    pub machine: Source,
+    pub vm: Vm,
+    pub peer: String,
+}
+
+/// One departure.
+pub struct Departure {
+    host: Rc<Host>,
+    saved: Saved,
+    peer: Option<PeerHandle>,
+    guest: Option<GuestLine>,
+    follower: Option<AbortHandle>,
+    progress: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
+    divert: Option<Divert>,
+    steps: clock::Steps,
+}
+
+/// All that the stop needs, opened while there is time.
+struct Divert {
+    diversion: Diversion,
+    recorder: Recorder,
+    outlet: Outlet,
+}
+
+impl Departure {
+    pub fn new(host: Rc<Host>, saved: Saved, peer: Option<PeerHandle>) -> Departure {
+        let steps = clock::Steps::default();
+        let progress = mpsc::unbounded_channel();
+        Departure { host, saved, peer, guest: None, follower: None, progress, divert: None, steps }
+    }
+
+    /// Runs until the machine is gone.
+    pub async fn run(mut self, first: Vec<Order>, mut inbox: mpsc::UnboundedReceiver<News>) {
+        let Some(offer) = self.saved.machine.offer().cloned() else { return };
+        self.carry_out(first, &offer).await;
+        while self.saved.machine != Source::Gone {
+            let deadline = self.saved.machine.deadline();
+            let event = tokio::select! {
+                // First what cannot wait: the stop.
+                biased;
+                news = inbox.recv() => match news {
+                    Some(News::Peer(message, handle)) => {
+                        self.peer = Some(handle); // whichever line it came by is the one that works
+                        Event::Peer(message)
+                    }
+                    Some(News::Suspended) => Event::Suspended,
+                    Some(News::Resumed) => Event::Resumed,
+                    Some(News::VmGone) => Event::VmGone,
+                    Some(News::Status(answer)) => {
+                        let _ = answer.send(self.status(&offer));
+                        continue;
+                    }
+                    None => return, // the service stops; the state file says where to go on
+                },
+                reply = hear(&mut self.guest) => Event::Guest(reply),
+                Some(left) = self.progress.1.recv() => Event::Progress { left },
+                () = clock::sleep_until(deadline) => Event::Deadline,
+            };
+            self.feed(event, &offer).await;
+        }
+        self.finish(&offer);
+    }
+
+    async fn feed(&mut self, event: Event, offer: &Offer) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let was = self.saved.machine.name();
+            let why = summary(&event);
+            let machine = std::mem::replace(&mut self.saved.machine, Source::Gone);
+            let (machine, orders) = machine.handle(now(), event);
+            self.saved.machine = machine;
+            let name = self.saved.machine.name();
+            if was != name {
+                let awaiting = self.saved.machine.deadline().map(|d| d.awaited);
+                self.steps.mark(name);
+                tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, from = was, to = name, why, awaiting, "state at the source");
+            }
+            events.extend(self.carry_out(orders, offer).await);
+            if was != name {
+                self.save(offer);
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, orders: Vec<Order>, offer: &Offer) -> Vec<Event> {
+        let mut events = Vec::new();
+        for order in orders {
+            match order {
+                Order::BuildEnds => events.push(match self.build(offer).await {
+                    Ok(()) => Event::Built,
+                    Err(why) => Event::BuildFailed(why),
+                }),
+                Order::Follow => self.follow(offer),
+                Order::TellGuest(order) => {
+                    let address = self.saved.vm.address();
+                    self.guest.get_or_insert_with(|| GuestLine::open(address)).tell(order);
+                }
+                Order::TellPeer(message) => {
+                    if let Some(peer) = &self.peer {
+                        peer.tell(message);
+                    }
+                }
+                Order::Divert => self.divert(offer),
+                Order::UndoDivert => self.undo_divert(offer),
+                Order::RemoveAdvance => {
+                    self.unplug_spare(offer).await;
+                    self.remove(offer.advance, offer).await;
+                }
+                Order::RemoveHome => self.remove(offer.home, offer).await,
+            }
+        }
+        // Events that the first orders brought about are fed by those who called us.
+        if self.saved.machine.name() == "building" && !events.is_empty() {
+            let pending = std::mem::take(&mut events);
+            for event in pending {
+                Box::pin(self.feed(event, offer)).await;
+            }
+        }
+        events
+    }
+
+    async fn build(&self, offer: &Offer) -> Result<(), Decline> {
+        let vm = &self.saved.vm;
+        let old = vm.vnic(offer.home.mac).ok_or(Decline::NotRunning)?;
+        let new = vm.vnic(offer.advance.mac).ok_or(Decline::NotRunning)?;
+        let lan = old.lan.as_ref().and_then(|lan| self.host.config.lans.get(lan));
+        let lan = lan.ok_or_else(|| {
+            let lan = old.lan.as_deref().unwrap_or("(none)");
+            Decline::Tunnel(format!("host.toml there has no [lan.{lan}], the LAN of vNIC {}", old.mac))
+        })?;
+        let home = self.host.spec(offer.home, offer, offer.underlay, lan.mtu as u16)?;
+        let failed = |error: TunnelError| Decline::Tunnel(story(&error));
+        self.host.tunnels.build_lan_end(&home, &lan.bridge, false, CROSSING).await.map_err(failed)?;
+        if offer.join == Join::Before {
+            let advance = self.host.spec(offer.advance, offer, offer.underlay, offer.mtu)?;
+            self.host.tunnels.build_vm_end(&advance).await.map_err(failed)?;
+            let tap = new.tap.as_ref().ok_or_else(|| Decline::Tunnel(format!("vNIC {} has no tap", new.mac)))?;
+            self.host.tunnels.plug(tap, &tunnel::bridge(offer.advance.vni)).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The spare's tap goes back to where it was before [`Departure::build`]. Gone with the VM, it needs nothing.
+    async fn unplug_spare(&self, offer: &Offer) {
+        let Some(vnic) = self.saved.vm.vnic(offer.advance.mac) else { return };
+        let (Some(tap), bridge) = (&vnic.tap, vnic.bridge.as_deref().unwrap_or(SPARE_BRIDGE)) else { return };
+        match self.host.tunnels.link_exists(tap).await {
+            Ok(true) if offer.join == Join::Before => {
+                if let Err(error) = self.host.tunnels.plug(tap, bridge).await {
+                    tracing::warn!(error = story(&error), tap, bridge, "the spare vNIC is left without a bridge");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
+        if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
+            tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
+        }
+    }
+
+    /// Opens what the stop needs, and asks how far the copy is.
+    fn follow(&mut self, offer: &Offer) {
+        match self.prepare_divert(offer) {
+            Ok(divert) => self.divert = Some(divert),
+            Err(error) => tracing::warn!(migration = %offer.migration, error, "frames for the old vNIC will be lost during the stop"),
+        }
+        if offer.join == Join::Before {
+            let (progress, vm) = (self.progress.0.clone(), offer.vm);
+            let task = tokio::task::spawn_local(async move {
+                let (jobs, uuid) = (libvirt::Jobs::open(libvirt::Place::default()).await, vm.to_string());
+                loop {
+                    tokio::time::sleep(FOLLOW).await;
+                    let left = jobs.progress(&uuid).await.ok().flatten().and_then(|job| left(&job));
+                    if left.is_some_and(|left| progress.send(left).is_err()) {
+                        return;
+                    }
+                }
+            });
+            self.follower = Some(task.abort_handle());
+        }
+    }
+
+    fn prepare_divert(&self, offer: &Offer) -> Result<Divert, String> {
+        let vnic = self.saved.vm.vnic(offer.home.mac).ok_or("the VM has no such vNIC")?;
+        let tap = vnic.tap.as_deref().ok_or("the old vNIC has no tap")?;
+        let bridge = vnic.bridge.as_deref().ok_or("the old vNIC is in no bridge")?;
+        let port = tunnel::port(offer.home.vni);
+        let diversion = self.host.fdb.prepare(bridge, vnic.mac, &port, Some(tap)).map_err(|e| story(&e))?;
+        let recorder = Recorder::start(tap, vnic.mac).map_err(|e| story(&e))?;
+        let outlet = Outlet::open(&port).map_err(|e| story(&e))?;
+        Ok(Divert { diversion, recorder, outlet })
+    }
+
+    fn divert(&mut self, offer: &Offer) {
+        if let Some(follower) = self.follower.take() {
+            follower.abort();
+        }
+        let Some(divert) = &self.divert else { return };
+        if let Err(error) = self.host.fdb.divert(&divert.diversion) {
+            tracing::warn!(migration = %offer.migration, error = story(&error), "cannot divert the old vNIC's frames");
+        }
+        match divert.recorder.replay_unread(&divert.outlet) {
+            Ok(replayed) => tracing::info!(migration = %offer.migration, frames = replayed.sent, "diverted, with what the VM had not read"),
+            Err(error) => tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what the VM had not read"),
+        }
+    }
+
+    fn undo_divert(&mut self, offer: &Offer) {
+        let Some(divert) = &self.divert else { return };
+        if let Err(error) = self.host.fdb.undo(&divert.diversion) {
+            // The tap, and its entries with it, may have gone with the VM.
+            tracing::debug!(migration = %offer.migration, error = story(&error), "no diversion to undo");
+        }
+    }
+
+    fn finish(&mut self, offer: &Offer) {
+        if let Some(follower) = self.follower.take() {
+            follower.abort();
+        }
+        let _ = std::fs::remove_file(self.file(offer));
+        if self.host.inventory.borrow().get(offer.vm).is_none() {
+            self.host.inventory.borrow_mut().release(offer.vm);
+        }
+        tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, "departure over");
+    }
+
+    fn save(&self, offer: &Offer) {
+        if self.saved.machine == Source::Gone {
+            return;
+        }
+        if let Err(error) = write_json(&self.file(offer), &self.saved) {
+            tracing::warn!(migration = %offer.migration, %error, "cannot save the state; a restart now would lose it");
+        }
+    }
+
+    fn file(&self, offer: &Offer) -> std::path::PathBuf {
+        self.host.state.join(format!("departure-{}.json", offer.migration))
+    }
+
+    fn status(&self, offer: &Offer) -> crate::status::Migration {
+        crate::status::Migration::new("source", &self.saved.vm.name, &self.saved.peer, offer, self.saved.machine.name(), self.saved.machine.deadline(), &self.steps)
+    }
+}
+
+/// How long the copy will go on at its present rate; `None` before QEMU has measured that.
+fn left(job: &libvirt::Progress) -> Option<u64> {
+    let time = |bytes: u64, rate: u64| if bytes == 0 { Some(0) } else { (bytes * 1_000).checked_div(rate) };
+    if job.data_total == 0 {
+        return None;
+    }
+    Some(time(job.memory_remaining, job.memory_rate)?.max(time(job.disk_remaining, job.disk_rate)?))
+}
+
+/// What the guest says, on a line that may not be open.
+async fn hear(guest: &mut Option<GuestLine>) -> FromGuest {
+    match guest {
+        Some(line) => line.hear().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn summary(event: &Event) -> String {
+    match event {
+        Event::Built => "the tunnel ends stand".to_owned(),
+        Event::BuildFailed(why) => format!("the tunnel ends could not be built: {why}"),
+        Event::Guest(FromGuest::Prepared { counts, .. }) => {
+            format!("the guest is prepared: {} joined, {} waiting, {} legacy", counts.joined, counts.waiting, counts.legacy)
+        }
+        Event::Guest(FromGuest::Refused { why, .. }) => format!("the guest refused: {why}"),
+        Event::Guest(_) => "the guest spoke".to_owned(),
+        Event::Progress { left } => format!("the copy has {left} ms left"),
+        Event::Suspended => "the VM is paused".to_owned(),
+        Event::Resumed => "the VM runs again, here".to_owned(),
+        Event::VmGone => "the VM is not here any more".to_owned(),
+        Event::Peer(message) => crate::status::peer_word(message).to_owned(),
+        Event::Deadline => "the deadline came".to_owned(),
+        Event::Restarted => "the service was started".to_owned(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The way to a guest: dialled until it answers, for as long as somebody wants to speak to it.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use lsm_protocol::{
+    FromGuest, ToGuest,
+    frame::{Kind, Wire},
+};
+use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle};
+
+use crate::{
+    line::{Line, LineError, Stream},
+    story,
+};
+
+/// Where the agent listens on vsock.
+const PORT: u32 = 19_539;
+/// CIDs below are not guests (linux/vm_sockets.h): 0 the hypervisor, 1 loopback, 2 the host itself.
+const FIRST_GUEST_CID: u32 = 3;
+/// A guest that has just arrived is there within milliseconds; one that boots takes seconds.
+const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// A dead agent behind a live channel does not say Hello.
+const HELLO: Duration = Duration::from_secs(2);
+
+/// How a guest can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub cid: Option<u32>,
+    /// The host's end of the virtio-serial port.
+    pub channel: Option<PathBuf>,
+}
+
+/// An open or opening line. Closed when dropped.
+pub struct GuestLine {
+    orders: mpsc::UnboundedSender<ToGuest>,
+    replies: mpsc::UnboundedReceiver<FromGuest>,
+    task: AbortHandle,
+}
+
+impl GuestLine {
+    /// Dials in the background. What is told before the guest answers is kept.
+    pub fn open(address: Address) -> GuestLine {
+        let (orders, orders_out) = mpsc::unbounded_channel();
+        let (replies_in, replies) = mpsc::unbounded_channel();
+        let task = tokio::task::spawn_local(keep(address, orders_out, replies_in)).abort_handle();
+        GuestLine { orders, replies, task }
+    }
+
+    pub fn tell(&self, order: ToGuest) {
+        let _ = self.orders.send(order); // the task outlives us
+    }
+
+    /// What the guest says next. Never ends while the line is kept.
+    pub async fn hear(&mut self) -> FromGuest {
+        match self.replies.recv().await {
+            Some(reply) => reply,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for GuestLine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn keep(
+    address: Address,
+    mut orders: mpsc::UnboundedReceiver<ToGuest>,
+    replies: mpsc::UnboundedSender<FromGuest>,
+) {
+    let mut wait = AGAIN;
+    let mut last = String::new();
+    // An order that could not be sent is sent first on the next line.
+    let mut unsent = None;
+    loop {
+        match tokio::time::timeout(HELLO, dial(&address)).await.unwrap_or(Err(LineError::Broken(io::ErrorKind::TimedOut.into()))) {
+            Ok(line) => {
+                wait = AGAIN;
+                let error = talk(line, &mut unsent, &mut orders, &replies).await;
+                tracing::info!(reason = story(&error), "line to the guest ended");
+            }
+            Err(error) => {
+                let now = story(&error);
+                if now != last {
+                    tracing::info!(error = now, "the guest's agent does not answer yet");
+                    last = now;
+                }
+            }
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_MAX);
+    }
+}
+
+async fn talk(
+    mut line: Line,
+    unsent: &mut Option<ToGuest>,
+    orders: &mut mpsc::UnboundedReceiver<ToGuest>,
+    replies: &mpsc::UnboundedSender<FromGuest>,
+) -> LineError {
+    loop {
+        if let Some(order) = unsent.as_ref() {
+            if let Err(error) = line.send(Kind::ToGuest, order).await {
+                return error;
+            }
+            *unsent = None;
+        }
+        tokio::select! {
+            reply = line.receive(Kind::FromGuest) => match reply {
+                Ok(reply) => drop(replies.send(reply)),
+                Err(error) => return error,
+            },
+            Some(order) = orders.recv() => *unsent = Some(order),
+        }
+    }
+}
+
+async fn dial(address: &Address) -> Result<Line, LineError> {
+    if let Some(cid) = address.cid {
+        match vsock(cid).await {
+            Ok(stream) => return Line::call(stream, Wire::Stream).await,
+            Err(error) if address.channel.is_none() => return Err(error.into()),
+            Err(_) => {} // the other way in
+        }
+    }
+    match &address.channel {
+        Some(path) => {
+            let stream = UnixStream::connect(path).await?;
+            Line::call(Box::new(stream), Wire::Serial).await
+        }
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "the VM has neither a vsock device nor the channel org.lsm.guest.0").into()),
+    }
+}
+
+/// From a source port below 1024, which the agent demands.
+async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, socket};
+    if cid < FIRST_GUEST_CID {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("CID {cid} is not a guest")));
+    }
+    let connected = tokio::task::spawn_blocking(move || {
+        let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let any = nix::libc::VMADDR_CID_ANY;
+        let bound = (512..1024).rev().any(|port| {
+            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(any, port)).is_ok()
+        });
+        if !bound {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "no vsock port below 1024 is free"));
+        }
+        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(cid, PORT))?;
+        Ok(fd)
+    });
+    let fd = connected.await.map_err(io::Error::other)??;
+    let stream = vsock::VsockStream::from(fd);
+    stream.set_nonblocking(true)?;
+    Ok(Box::new(tokio_vsock::VsockStream::new(stream)?))
+}

@@ -1,0 +1,188 @@
+//! The managed VMs that run on this host, as libvirt's hooks described them, and the addresses given to them. Kept under
+//! /run/lsm, since a service that starts later hears of no VM that runs already.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use lsm_protocol::{Mac, Uuid, VnicPlace};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{config::Config, domain::Domain, guest_line::Address};
+
+/// A managed VM on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    pub name: String,
+    pub uuid: Uuid,
+    pub vnics: Vec<Vnic>,
+    /// The vNIC that carries the traffic.
+    pub active: Mac,
+    cid: Option<u32>,
+    channel: Option<PathBuf>,
+}
+
+/// One of its managed vNICs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vnic {
+    pub mac: Mac,
+    /// The LAN whose address it carries; `None` for a spare.
+    pub lan: Option<String>,
+    pub tap: Option<String>,
+    /// The bridge that libvirt plugged it into.
+    pub bridge: Option<String>,
+}
+
+impl Vm {
+    /// Reads a running domain's description. The active vNIC is the one that is plugged directly into its LAN.
+    pub fn of(domain: &Domain, config: &Config) -> Option<Vm> {
+        let vnics: Vec<Vnic> = domain
+            .vnics
+            .iter()
+            .map(|vnic| {
+                let card = domain.interface(vnic.mac);
+                Vnic {
+                    mac: vnic.mac,
+                    lan: vnic.lan.clone(),
+                    tap: card.and_then(|c| c.tap.clone()),
+                    bridge: card.and_then(|c| c.bridge.clone()),
+                }
+            })
+            .collect();
+        let direct = |vnic: &&Vnic| {
+            let lan = vnic.lan.as_ref().and_then(|name| config.lans.get(name));
+            lan.is_some_and(|lan| vnic.bridge.as_ref() == Some(&lan.bridge))
+        };
+        let active = vnics.iter().find(direct).or_else(|| vnics.iter().find(|v| v.lan.is_some()))?.mac;
+        Some(Vm {
+            name: domain.name.clone(),
+            uuid: parse_uuid(&domain.uuid)?,
+            vnics,
+            active,
+            cid: domain.vsock_cid,
+            channel: domain.guest_channel.clone(),
+        })
+    }
+
+    pub fn vnic(&self, mac: Mac) -> Option<&Vnic> {
+        self.vnics.iter().find(|vnic| vnic.mac == mac)
+    }
+
+    pub fn places(&self) -> Vec<VnicPlace> {
+        self.vnics.iter().map(|vnic| VnicPlace { mac: vnic.mac, lan: vnic.lan.clone() }).collect()
+    }
+
+    pub fn address(&self) -> Address {
+        Address { cid: self.cid, channel: self.channel.clone() }
+    }
+}
+
+/// All of them, and the addresses in use.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Inventory {
+    vms: BTreeMap<String, Vm>,
+    /// Given out of this host's pools: address, VM.
+    leases: BTreeMap<IpAddr, Uuid>,
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+impl Inventory {
+    pub fn open(directory: &Path) -> io::Result<Inventory> {
+        let file = directory.join("inventory.json");
+        let mut inventory: Inventory = read_json(&file)?.unwrap_or_default();
+        inventory.file = file;
+        Ok(inventory)
+    }
+
+    pub fn put(&mut self, vm: Vm) {
+        self.vms.insert(vm.uuid.to_string(), vm);
+        self.save();
+    }
+
+    pub fn remove(&mut self, uuid: Uuid) {
+        self.vms.remove(&uuid.to_string());
+        self.save();
+    }
+
+    pub fn get(&self, uuid: Uuid) -> Option<&Vm> {
+        self.vms.get(&uuid.to_string())
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Vm> {
+        self.vms.values().find(|vm| vm.name == name)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.values()
+    }
+
+    /// The VM has settled: `old` is a spare now.
+    pub fn settle(&mut self, uuid: Uuid, old: Mac) {
+        if let Some(vm) = self.vms.get_mut(&uuid.to_string())
+            && let Some(vnic) = vm.vnics.iter_mut().find(|vnic| vnic.mac == old)
+        {
+            vnic.lan = None;
+            self.save();
+        }
+    }
+
+    /// An address of the pool for this VM: the one it has, or the first free one.
+    pub fn lease(&mut self, pool: impl Iterator<Item = IpAddr> + Clone, vm: Uuid) -> Option<IpAddr> {
+        let held = |address: &IpAddr| self.leases.get(address);
+        let address = pool.clone().find(|a| held(a) == Some(&vm)).or_else(|| pool.clone().find(|a| held(a).is_none()))?;
+        self.leases.insert(address, vm);
+        self.save();
+        Some(address)
+    }
+
+    pub fn release(&mut self, vm: Uuid) {
+        self.leases.retain(|_, holder| *holder != vm);
+        self.save();
+    }
+
+    fn save(&self) {
+        if let Err(error) = write_json(&self.file, self) {
+            tracing::warn!(%error, file = %self.file.display(), "cannot save the inventory; a restart now would forget VMs");
+        }
+    }
+}
+
+/// Reads a state file; `None` when there is none. One that cannot be understood is set aside.
+pub fn read_json<T: DeserializeOwned>(file: &Path) -> io::Result<Option<T>> {
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            tracing::warn!(%error, file = %file.display(), "cannot understand this state file; it is set aside");
+            fs::rename(file, file.with_extension("json.unreadable"))?;
+            Ok(None)
+        }
+    }
+}
+
+/// Writes a state file whole or not at all.
+pub fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
+    let fresh = file.with_extension("json.new");
+    fs::write(&fresh, serde_json::to_vec(value)?)?;
+    fs::rename(fresh, file)
+}
+
+pub fn parse_uuid(text: &str) -> Option<Uuid> {
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b'-').collect();
+    let mut uuid = [0; 16];
+    if digits.len() != 32 {
+        return None;
+    }
+    for (byte, pair) in uuid.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(Uuid(uuid))
+}

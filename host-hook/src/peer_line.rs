@@ -1,0 +1,157 @@
+//! The way to another host's service, either direction.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use lsm_protocol::{Peer, frame::Kind};
+use tokio::{net::TcpStream, sync::mpsc};
+
+use crate::{
+    host::Host,
+    line::{Line, LineError},
+    peer, story,
+};
+
+const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Says things to a peer. What cannot be said now is dropped with the line: the machines repeat what matters.
+#[derive(Clone, Debug)]
+pub struct PeerHandle(mpsc::UnboundedSender<Peer>);
+
+impl PeerHandle {
+    pub fn tell(&self, message: Peer) {
+        let _ = self.0.send(message);
+    }
+}
+
+/// What a line that we called has to say.
+#[derive(Debug)]
+pub enum PeerNews {
+    Said(Peer),
+    /// The round trip of the question and its answer.
+    RoundTrip(Duration),
+    /// Not reached, or lost; being called again.
+    Failed(String),
+}
+
+/// Calls a peer, again and again, until both ends of the channels are dropped.
+pub fn call(host: Rc<Host>, name: String) -> (PeerHandle, mpsc::UnboundedReceiver<PeerNews>) {
+    let (handle, outbox) = mpsc::unbounded_channel();
+    let (news_in, news) = mpsc::unbounded_channel();
+    tokio::task::spawn_local(keep(host, name, outbox, news_in));
+    (PeerHandle(handle), news)
+}
+
+async fn keep(
+    host: Rc<Host>,
+    name: String,
+    mut outbox: mpsc::UnboundedReceiver<Peer>,
+    news: mpsc::UnboundedSender<PeerNews>,
+) {
+    let mut wait = AGAIN;
+    let mut unsent = None;
+    loop {
+        let Some(configured) = host.config.peers.get(&name) else { return };
+        let failure = match peer::connect(&host.identity, &name, &configured.address).await {
+            Ok(channel) => match Line::call(Box::new(channel), lsm_protocol::frame::Wire::Stream).await {
+                Ok(line) => {
+                    wait = AGAIN;
+                    match speak(line, &mut unsent, &mut outbox, &news).await {
+                        Some(error) => story(&error),
+                        None => return,
+                    }
+                }
+                Err(error) => story(&error),
+            },
+            Err(error) => story(&error),
+        };
+        tracing::info!(peer = name, error = failure, "no line to the peer");
+        if news.send(PeerNews::Failed(failure)).is_err() {
+            return;
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_MAX);
+    }
+}
+
+/// Until the line fails, or nobody is left who wants it.
+async fn speak(
+    mut line: Line,
+    unsent: &mut Option<Peer>,
+    outbox: &mut mpsc::UnboundedReceiver<Peer>,
+    news: &mpsc::UnboundedSender<PeerNews>,
+) -> Option<LineError> {
+    let mut asked = None;
+    loop {
+        if let Some(message) = unsent.as_ref() {
+            asked = matches!(message, Peer::Locate { .. }).then(Instant::now);
+            if let Err(error) = line.send(Kind::Peer, message).await {
+                return Some(error);
+            }
+            *unsent = None;
+        }
+        tokio::select! {
+            said = line.receive(Kind::Peer) => match said {
+                Ok(message) => {
+                    if let Some(asked) = asked.take() {
+                        let _ = news.send(PeerNews::RoundTrip(asked.elapsed()));
+                    }
+                    if news.send(PeerNews::Said(message)).is_err() {
+                        line.close().await;
+                        return None;
+                    }
+                }
+                Err(error) => return Some(error),
+            },
+            message = outbox.recv() => match message {
+                Some(message) => *unsent = Some(message),
+                None => {
+                    line.close().await;
+                    return None;
+                }
+            },
+        }
+    }
+}
+
+/// Answers a caller: checks who it is, and passes on what it says with a handle to answer.
+pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender<(String, PeerHandle, Peer)>) {
+    let (name, channel) = match peer::accept(&host.identity, tcp, &host.config.peer_names()).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::warn!(error = story(&error), "a caller was turned away");
+            return;
+        }
+    };
+    let mut line = match Line::answer(Box::new(channel)).await {
+        Ok(line) => line,
+        Err(error) => {
+            tracing::warn!(peer = name, error = story(&error), "no conversation with the peer");
+            return;
+        }
+    };
+    let (handle, mut outbox) = mpsc::unbounded_channel();
+    let handle = PeerHandle(handle);
+    loop {
+        tokio::select! {
+            said = line.receive(Kind::Peer) => match said {
+                Ok(message) => {
+                    if heard.send((name.clone(), handle.clone(), message)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(peer = name, reason = story(&error), "line from the peer ended");
+                    return;
+                }
+            },
+            Some(message) = outbox.recv() => if let Err(error) = line.send(Kind::Peer, &message).await {
+                tracing::info!(peer = name, error = story(&error), "line from the peer broke");
+                return;
+            },
+        }
+    }
+}

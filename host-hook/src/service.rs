@@ -1,0 +1,495 @@
+//! `lsm-hook serve`: takes libvirt's hook calls, peers' calls and libvirt's events, and gives each to the migration it
+//! is about. Gone when idle, if systemd's sockets can start it again.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use lsm_protocol::{Decline, MigrationId, Offer, Peer, Running, Uuid, source::Source};
+use tokio::{
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    admission,
+    arrival::{self, Arrival},
+    clock::now,
+    config::{self, Config},
+    departure::{self, Departure},
+    divert::Fdb,
+    domain::Domain,
+    hook::{self, HookAnswer, HookRequest},
+    host::{Host, SPARE_BRIDGE},
+    inventory::{Inventory, Vm, read_json},
+    libvirt::{self, Notice, What, Whose},
+    peer::Identity,
+    peer_line::{self, PeerHandle},
+    status::Status,
+    story,
+    tunnel::Tunnels,
+};
+
+/// With nothing to do for this long, a service that systemd's sockets can start again goes.
+const IDLE: Duration = Duration::from_secs(60);
+/// A hook that does not say what it wants within this is not libvirt's.
+const HOOK: Duration = Duration::from_secs(5);
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Something happened that concerns one migration, or begins one.
+enum Input {
+    Hook(HookRequest, oneshot::Sender<HookAnswer>),
+    Peer { name: String, handle: PeerHandle, message: Peer },
+    Libvirt(Whose, What),
+    /// An admission has come to an offer.
+    Admitted(Box<admission::Admitted>),
+    Over(MigrationId),
+}
+
+/// Serves until SIGTERM, or until idle.
+///
+/// # Errors
+/// When the configuration or the PKI is not good, or a socket cannot be had.
+pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
+    let config = Config::load(config)?;
+    let identity = Identity::load(&config.tls)?;
+    std::fs::create_dir_all(directory.join("migrations"))?;
+    let sockets = Sockets::open(&config, directory).await?;
+    let host = Rc::new(Host {
+        identity,
+        tunnels: Tunnels::open()?,
+        fdb: Fdb::open()?,
+        inventory: Inventory::open(directory)?.into(),
+        state: directory.join("migrations"),
+        config,
+    });
+    let (inputs, mut inbox) = mpsc::unbounded_channel();
+    let mut service =
+        Service { host: host.clone(), inputs: inputs.clone(), departures: HashMap::new(), arrivals: HashMap::new() };
+    service.resume();
+    tokio::task::spawn_local(take_hooks(sockets.hook, inputs.clone()));
+    tokio::task::spawn_local(take_peers(host.clone(), sockets.peers, inputs.clone()));
+    tokio::task::spawn_local(take_events(inputs));
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    tracing::info!(host = host.config.name, listen = %host.config.listen, "serving");
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let idle = sockets.activated && service.departures.is_empty() && service.arrivals.is_empty();
+        tokio::select! {
+            Some(input) = inbox.recv() => service.take(input).await,
+            () = tokio::time::sleep(IDLE), if idle => break,
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    tracing::info!("going");
+    Ok(())
+}
+
+struct Service {
+    host: Rc<Host>,
+    inputs: mpsc::UnboundedSender<Input>,
+    departures: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<departure::News>)>,
+    arrivals: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<arrival::News>)>,
+}
+
+impl Service {
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Hook(request, answer) => self.hook(request, answer).await,
+            Input::Peer { name, handle, message } => self.peer(name, handle, message),
+            Input::Libvirt(whose, what) => self.event(&whose, what),
+            Input::Admitted(admitted) => self.admitted(*admitted),
+            Input::Over(migration) => {
+                self.departures.remove(&migration);
+                self.arrivals.remove(&migration);
+            }
+        }
+    }
+
+    async fn hook(&mut self, request: HookRequest, answer: oneshot::Sender<HookAnswer>) {
+        tracing::debug!(?request, "called by libvirt");
+        let ok = |stdout: String| HookAnswer { exit: 0, stdout, stderr: String::new() };
+        match request.operation.as_str() {
+            "status" => {
+                let status = self.status().await;
+                let _ = answer.send(ok(serde_json::to_string(&status).unwrap_or_default()));
+            }
+            "release" if request.sub.is_empty() => {
+                let _ = answer.send(self.release(&request.vm));
+            }
+            operation => match Domain::parse(&request.xml) {
+                Ok(domain) if domain.vnics.is_empty() => drop(answer.send(ok(String::new()))),
+                Ok(domain) => self.domain_hook(operation, &request, &domain, answer).await,
+                Err(error) => {
+                    let stderr = format!("lsm-hook: VM {}: {}\n", request.vm, story(&error));
+                    // Only a migration may be refused; a VM must not fail to start because of us.
+                    let exit = u8::from(operation == "migrate");
+                    let _ = answer.send(HookAnswer { exit, stdout: String::new(), stderr });
+                }
+            },
+        }
+    }
+
+    async fn domain_hook(&mut self, operation: &str, request: &HookRequest, domain: &Domain, answer: oneshot::Sender<HookAnswer>) {
+        let vm = Vm::of(domain, &self.host.config);
+        match operation {
+            "migrate" => {
+                let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) else { return };
+                // A migration that failed late may still be going.
+                self.arrivals.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+                let (host, inputs) = (self.host.clone(), self.inputs.clone());
+                let (domain, xml) = (domain.clone(), request.xml.clone());
+                tokio::task::spawn_local(async move {
+                    match admission::admit(&host, &domain, &xml, uuid).await {
+                        Ok(admission::Verdict::Plug(xml)) => {
+                            let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr: String::new() });
+                        }
+                        Ok(admission::Verdict::Move(mut admitted)) => {
+                            admitted.answer = Some(answer);
+                            let _ = inputs.send(Input::Admitted(admitted));
+                        }
+                        Err(error) => {
+                            tracing::warn!(vm = domain.name, error = story(&error), "migration refused");
+                            let stderr = format!("lsm-hook: VM {} cannot move here: {}\n", domain.name, story(&error));
+                            let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr });
+                        }
+                    }
+                });
+                return;
+            }
+            "prepare" => {
+                for bridge in domain.interfaces.iter().filter_map(|card| card.bridge.as_deref()) {
+                    if (bridge == SPARE_BRIDGE || bridge.starts_with("lsmb"))
+                        && let Err(error) = self.host.tunnels.ensure_bridge(bridge).await
+                    {
+                        tracing::warn!(vm = domain.name, bridge, error = story(&error), "the VM's bridge is missing");
+                    }
+                }
+            }
+            "started" | "reconnect" => {
+                if let Some(vm) = vm {
+                    for (of, inbox) in self.arrivals.values() {
+                        if *of == vm.uuid {
+                            let _ = inbox.send(arrival::News::Started(vm.clone()));
+                        }
+                    }
+                    // What we know of a VM that runs on is truer than its description, which is of its arrival.
+                    let known = operation == "reconnect" && self.host.inventory.borrow().get(vm.uuid).is_some();
+                    if !known {
+                        self.host.inventory.borrow_mut().put(vm);
+                    }
+                }
+            }
+            "stopped" | "release" => {
+                if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
+                    self.gone(uuid);
+                }
+            }
+            _ => {}
+        }
+        let _ = answer.send(HookAnswer::default());
+    }
+
+    fn gone(&mut self, uuid: Uuid) {
+        self.host.inventory.borrow_mut().remove(uuid);
+        self.departures.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(departure::News::VmGone)));
+        self.arrivals.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+    }
+
+    /// An admission found the source and made an offer.
+    fn admitted(&mut self, admitted: admission::Admitted) {
+        let admission::Admitted { saved, orders, waiting_xml, answer, peer, news } = admitted;
+        let Some(offer) = saved.machine.offer() else { return };
+        let (migration, vm) = (offer.migration, offer.vm);
+        let waiting = answer.map(|answer| arrival::Waiting { answer, xml: waiting_xml });
+        let (inbox_in, inbox) = mpsc::unbounded_channel();
+        self.arrivals.insert(migration, (vm, inbox_in));
+        let arrival = Arrival::new(self.host.clone(), saved, waiting, peer);
+        let inputs = self.inputs.clone();
+        tokio::task::spawn_local(async move {
+            arrival.run(orders, news, inbox).await;
+            let _ = inputs.send(Input::Over(migration));
+        });
+    }
+
+    fn peer(&mut self, name: String, handle: PeerHandle, message: Peer) {
+        match message {
+            Peer::Locate { vm } => {
+                let running = self.running(vm);
+                handle.tell(Peer::Located { vm, running });
+            }
+            Peer::Offer(offer) if !self.departures.contains_key(&offer.migration) => self.offered(name, &handle, offer),
+            message => {
+                let Some(migration) = message.migration() else { return };
+                match (self.departures.get(&migration), &message) {
+                    (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(message, handle))),
+                    // Gone already: so it is taken down.
+                    (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => handle.tell(Peer::TakenDown { migration }),
+                    (None, _) => tracing::debug!(%migration, peer = name, "about a migration that is over"),
+                }
+            }
+        }
+    }
+
+    fn running(&self, vm: Uuid) -> Option<Running> {
+        let inventory = self.host.inventory.borrow();
+        let vm = inventory.get(vm)?;
+        let underlay = self.host.config.tunnel?.address;
+        let lan = vm.vnic(vm.active)?.lan.as_ref().and_then(|lan| self.host.config.lans.get(lan));
+        let mtu = lan.map_or(1_500, |lan| lan.mtu) as u16;
+        Some(Running { vnics: vm.places(), active: vm.active, underlay, mtu })
+    }
+
+    fn offered(&mut self, name: String, handle: &PeerHandle, offer: Offer) {
+        let migration = offer.migration;
+        let decline = |why| handle.tell(Peer::Declined { migration, why });
+        let Some(vm) = self.host.inventory.borrow().get(offer.vm).cloned() else { return decline(Decline::NotRunning) };
+        let busy = self.departures.iter().map(|(m, (vm, _))| (m, vm)).chain(self.arrivals.iter().map(|(m, (vm, _))| (m, vm)));
+        if let Some((other, _)) = busy.into_iter().find(|(_, of)| **of == offer.vm) {
+            return decline(Decline::Busy(*other));
+        }
+        tracing::info!(vm = vm.name, %migration, to = name, lan = offer.lan, "a VM is asked for");
+        let switch = match self.host.config.policy.switch {
+            config::Switch::Auto => lsm_protocol::source::Switch::Auto,
+            config::Switch::Early => lsm_protocol::source::Switch::Early,
+            config::Switch::Arrival => lsm_protocol::source::Switch::Arrival,
+        };
+        let (machine, orders) = Source::new(now(), offer.clone(), switch);
+        let saved = departure::Saved { machine, vm, peer: name };
+        self.depart(&offer, saved, Some(handle.clone()), orders);
+    }
+
+    fn depart(&mut self, offer: &Offer, saved: departure::Saved, peer: Option<PeerHandle>, orders: Vec<lsm_protocol::source::Order>) {
+        let (inbox_in, inbox) = mpsc::unbounded_channel();
+        let migration = offer.migration;
+        self.departures.insert(migration, (offer.vm, inbox_in));
+        let departure = Departure::new(self.host.clone(), saved, peer);
+        let inputs = self.inputs.clone();
+        tokio::task::spawn_local(async move {
+            departure.run(orders, inbox).await;
+            let _ = inputs.send(Input::Over(migration));
+        });
+    }
+
+    fn event(&mut self, whose: &Whose, what: What) {
+        let uuid = match whose {
+            Whose::Uuid(uuid) => crate::inventory::parse_uuid(uuid),
+            Whose::Name(name) => self.host.inventory.borrow().by_name(name).map(|vm| vm.uuid),
+        };
+        let Some(uuid) = uuid else { return };
+        let departures = self.departures.values().filter(|(vm, _)| *vm == uuid);
+        let arrivals = self.arrivals.values().filter(|(vm, _)| *vm == uuid);
+        match what {
+            What::Suspended { .. } | What::CpusStopped => {
+                departures.for_each(|(_, inbox)| drop(inbox.send(departure::News::Suspended)));
+            }
+            What::Resumed { .. } | What::CpusRun => {
+                departures.for_each(|(_, inbox)| drop(inbox.send(departure::News::Resumed)));
+                arrivals.for_each(|(_, inbox)| drop(inbox.send(arrival::News::Resumed)));
+            }
+            What::Stopped(_) => self.gone(uuid),
+            _ => {}
+        }
+    }
+
+    async fn status(&self) -> Status {
+        let mut migrations = Vec::new();
+        for (_, inbox) in self.departures.values() {
+            let (answer, answered) = oneshot::channel();
+            let _ = inbox.send(departure::News::Status(answer));
+            migrations.extend(answered.await.ok());
+        }
+        for (_, inbox) in self.arrivals.values() {
+            let (answer, answered) = oneshot::channel();
+            let _ = inbox.send(arrival::News::Status(answer));
+            migrations.extend(answered.await.ok());
+        }
+        Status {
+            host: self.host.config.name.clone(),
+            vms: self.host.inventory.borrow().all().cloned().collect(),
+            migrations,
+            tunnels: self.host.tunnels.list_ours().await.unwrap_or_default(),
+        }
+    }
+
+    /// The operator ends a tunnel that policy would keep.
+    fn release(&self, name: &str) -> HookAnswer {
+        let uuid = self.host.inventory.borrow().by_name(name).map(|vm| vm.uuid);
+        let released = self.arrivals.values().filter(|(vm, _)| Some(*vm) == uuid);
+        let count = released.map(|(_, inbox)| drop(inbox.send(arrival::News::Release))).count();
+        if count == 0 {
+            let stderr = format!("lsm-hook: no tunnel of VM {name} ends on this host; see \"lsm-hook status\" on the host where it runs\n");
+            return HookAnswer { exit: 1, stdout: String::new(), stderr };
+        }
+        HookAnswer { exit: 0, stdout: format!("the old path of VM {name} is being taken down\n"), stderr: String::new() }
+    }
+
+    /// Goes on with what an earlier run left, and removes tunnels that nothing needs any more.
+    fn resume(&mut self) {
+        for file in std::fs::read_dir(&self.host.state).into_iter().flatten().flatten() {
+            let path = file.path();
+            let name = file.file_name().to_string_lossy().into_owned();
+            if name.starts_with("departure-") {
+                if let Ok(Some(saved)) = read_json::<departure::Saved>(&path) {
+                    self.resume_departure(saved);
+                }
+            } else if name.starts_with("arrival-")
+                && let Ok(Some(saved)) = read_json::<arrival::Saved>(&path)
+            {
+                self.resume_arrival(saved);
+            }
+        }
+        if self.departures.is_empty() && self.arrivals.is_empty() {
+            let host = self.host.clone();
+            tokio::task::spawn_local(async move {
+                for vni in host.tunnels.list_ours().await.unwrap_or_default() {
+                    tracing::info!(vni, "removing a tunnel that an earlier run left");
+                    if let Err(error) = host.tunnels.remove(vni).await {
+                        tracing::warn!(error = story(&error), "left behind");
+                    }
+                }
+            });
+        }
+    }
+
+    fn resume_departure(&mut self, mut saved: departure::Saved) {
+        let Some(offer) = saved.machine.offer().cloned() else { return };
+        tracing::info!(vm = saved.vm.name, migration = %offer.migration, state = saved.machine.name(), "going on with a departure");
+        let (machine, orders) = saved.machine.handle(now(), lsm_protocol::source::Event::Restarted);
+        saved.machine = machine;
+        self.depart(&offer, saved, None, orders);
+    }
+
+    fn resume_arrival(&mut self, mut saved: arrival::Saved) {
+        let Some(offer) = saved.machine.offer().cloned() else { return };
+        tracing::info!(vm = saved.name, migration = %offer.migration, state = saved.machine.name(), "going on with an arrival");
+        let (machine, orders) = saved.machine.handle(now(), lsm_protocol::destination::Event::Restarted);
+        saved.machine = machine;
+        let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
+        let admitted = admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news };
+        self.admitted(admitted);
+    }
+}
+
+struct Sockets {
+    hook: UnixListener,
+    peers: TcpListener,
+    /// systemd holds them and can start us again.
+    activated: bool,
+}
+
+impl Sockets {
+    async fn open(config: &Config, directory: &Path) -> Result<Sockets, Failure> {
+        let mut hook = None;
+        let mut peers = None;
+        for fd in sd_notify::listen_fds()? {
+            // SAFETY: systemd passes these descriptors to this process alone (sd_listen_fds(3)), and this is the one
+            // place that takes them.
+            #[expect(unsafe_code, reason = "descriptors passed by number")]
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            match socket2::SockRef::from(&fd).local_addr()?.is_unix() {
+                true => hook = Some(std::os::unix::net::UnixListener::from(fd)),
+                false => peers = Some(std::net::TcpListener::from(fd)),
+            }
+        }
+        let activated = hook.is_some();
+        let path: PathBuf = directory.join("hook.sock");
+        let hook = match hook {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener)?
+            }
+            None => bind_hook(&path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))?,
+        };
+        let peers = match peers {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)?
+            }
+            None => TcpListener::bind(config.listen)
+                .await
+                .map_err(|error| format!("cannot listen on {}: {error}; see [peer_channel] listen", config.listen))?,
+        };
+        Ok(Sockets { hook, peers, activated })
+    }
+}
+
+fn bind_hook(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lsm-hook serves it"));
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn take_hooks(listener: UnixListener, inputs: mpsc::UnboundedSender<Input>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let inputs = inputs.clone();
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = take_hook(stream, &inputs).await {
+                        tracing::warn!(error, "a hook call came to nothing");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a hook call");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn take_hook(mut stream: UnixStream, inputs: &mpsc::UnboundedSender<Input>) -> Result<(), String> {
+    let uid = stream.peer_cred().map_err(|e| e.to_string())?.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        return Err(format!("user {uid} is not root"));
+    }
+    let request = tokio::time::timeout(HOOK, hook::read_request(&mut stream)).await;
+    let request = request.map_err(|_| "it said nothing".to_owned())?.map_err(|e| story(&e))?;
+    let (answer, answered) = oneshot::channel();
+    inputs.send(Input::Hook(request, answer)).map_err(|_| "the service is going".to_owned())?;
+    let answer = answered.await.map_err(|_| "the service gave no answer".to_owned())?;
+    hook::write_answer(&mut stream, &answer).await.map_err(|e| story(&e))
+}
+
+async fn take_peers(host: Rc<Host>, listener: TcpListener, inputs: mpsc::UnboundedSender<Input>) {
+    let (heard_in, mut heard) = mpsc::unbounded_channel();
+    tokio::task::spawn_local(async move {
+        while let Some((name, handle, message)) = heard.recv().await {
+            let _ = inputs.send(Input::Peer { name, handle, message });
+        }
+    });
+    loop {
+        match listener.accept().await {
+            Ok((tcp, _)) => drop(tokio::task::spawn_local(peer_line::answer(host.clone(), tcp, heard_in.clone()))),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a peer");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn take_events(inputs: mpsc::UnboundedSender<Input>) {
+    let mut events = libvirt::Events::start(libvirt::Place::default(), false);
+    loop {
+        if let Notice::Event { whose, what, .. } = events.next().await
+            && inputs.send(Input::Libvirt(whose, what)).is_err()
+        {
+            return;
+        }
+    }
+}
