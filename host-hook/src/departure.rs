@@ -74,7 +74,8 @@ impl Departure {
     /// Runs until the machine is gone.
     pub async fn run(mut self, first: Vec<Order>, mut inbox: mpsc::UnboundedReceiver<News>) {
         let Some(offer) = self.saved.machine.offer().cloned() else { return };
-        self.carry_out(first, &offer).await;
+        let events = self.carry_out(first, &offer).await;
+        self.feed(events, &offer).await;
         while self.saved.machine != Source::Gone {
             let deadline = self.saved.machine.deadline();
             let event = tokio::select! {
@@ -98,13 +99,13 @@ impl Departure {
                 Some(left) = self.progress.1.recv() => Event::Progress { left },
                 () = clock::sleep_until(deadline) => Event::Deadline,
             };
-            self.feed(event, &offer).await;
+            self.feed(vec![event], &offer).await;
         }
         self.finish(&offer);
     }
 
-    async fn feed(&mut self, event: Event, offer: &Offer) {
-        let mut events = VecDeque::from([event]);
+    async fn feed(&mut self, events: Vec<Event>, offer: &Offer) {
+        let mut events = VecDeque::from(events);
         while let Some(event) = events.pop_front() {
             let was = self.saved.machine.name();
             let why = summary(&event);
@@ -149,13 +150,6 @@ impl Departure {
                     self.remove(offer.advance, offer).await;
                 }
                 Order::RemoveHome => self.remove(offer.home, offer).await,
-            }
-        }
-        // Events that the first orders brought about are fed by those who called us.
-        if self.saved.machine.name() == "building" && !events.is_empty() {
-            let pending = std::mem::take(&mut events);
-            for event in pending {
-                Box::pin(self.feed(event, offer)).await;
             }
         }
         events
