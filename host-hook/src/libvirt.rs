@@ -172,7 +172,6 @@ async fn listen_to_qemu(place: Place, notices: mpsc::Sender<Notice>) {
 
 /// A libvirt that is away for an hour is one line in the log.
 fn tell_once(told: &mut Option<String>, why: String) {
-    eprintln!("DBG {why}");
     if told.as_ref() != Some(&why) {
         tracing::warn!(why, "no events from libvirt; trying again every second");
         *told = Some(why);

@@ -26,7 +26,6 @@ pub(super) async fn connect(place: &Place) -> zbus::Result<Connection> {
 /// Passes events on until libvirt-dbus goes away.
 pub(super) async fn listen(place: &Place, notices: &mpsc::Sender<Notice>) -> Result<(), LibvirtError> {
     let connection = connect(place).await?;
-    eprintln!("DBG connected");
     let rule = MatchRule::builder()
         .msg_type(message::Type::Signal)
         .sender(SERVICE)
@@ -35,17 +34,22 @@ pub(super) async fn listen(place: &Place, notices: &mpsc::Sender<Notice>) -> Res
         .path(place.object.as_str())
         .build()?;
     let mut signals = MessageStream::for_match_rule(rule, &connection, Some(SIGNALS_KEPT)).await?;
-    eprintln!("DBG matched");
-    let w = wake(&connection, place).await; eprintln!("DBG woke {w:?}"); w?;
+    let bus = DBusProxy::new(&connection).await?;
+    let mut owners = bus.receive_name_owner_changed_with_args(&[(0, SERVICE)]).await?;
+    wake(&connection, place).await?;
     if notices.send(Notice::Connected).await.is_err() {
         return Ok(());
     }
     // Asking is a task of its own: events do not wait for the answer.
     let asking = async {
         loop {
-            tokio::time::sleep(ASK_EVERY).await;
+            let restarted = tokio::time::timeout(ASK_EVERY, owners.next()).await.is_ok();
             if let Err(error) = wake(&connection, place).await {
                 return error;
+            }
+            if restarted {
+                // A receiver that is gone shows when the next event is passed on.
+                let _ = notices.send(Notice::Connected).await;
             }
         }
     };
