@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, conn::Builder, message};
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, conn::Builder, fdo::DBusProxy, message};
 
 use super::{Ending, LibvirtError, Notice, Place, What, Whose, now};
 
