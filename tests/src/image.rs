@@ -8,6 +8,7 @@ use std::{
     io::BufWriter,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use crate::{
@@ -31,6 +32,9 @@ const MODULES: [&str; 8] = [
 /// prefers its own applets: its `ip` knows nothing of MPTCP.
 const PROGRAMS: [(&str, &str); 4] =
     [("/bin/dash", "/bin/sh"), ("/sbin/ip", "/sbin/ip"), ("/bin/ss", "/sbin/ss"), ("/sbin/tc", "/sbin/tc")];
+
+/// Numbers the files being written by this process.
+static PARTIAL: AtomicU32 = AtomicU32::new(0);
 
 /// An image in the making.
 #[derive(Debug, Clone)]
@@ -120,7 +124,8 @@ impl ImageBuilder {
             discard_old(&images);
             self.add_modules(&dir.join("modules"))?;
             self.add_programs()?;
-            let partial = images.join(format!(".{}", std::process::id()));
+            let number = PARTIAL.fetch_add(1, Ordering::Relaxed);
+            let partial = images.join(format!(".{}.{number}", std::process::id()));
             self.write(&partial).during(|| format!("write {}", partial.display()))?;
             fs::rename(&partial, &initramfs).during(|| format!("write {}", initramfs.display()))?;
         }
@@ -243,13 +248,14 @@ pub fn static_program(package_name: &str, name: &str) -> Result<PathBuf> {
     Ok(target.join(TARGET).join("lab").join(name))
 }
 
-/// Keeps the cache small: the five youngest images stay.
+/// Keeps the cache small: the twenty youngest images stay. More than labs use at once: QEMU reads the image again at a
+/// migration's destination.
 fn discard_old(images: &Path) {
     let Ok(entries) = fs::read_dir(images) else { return };
     let age = |entry: &fs::DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
     let mut entries: Vec<_> = entries.flatten().collect();
     entries.sort_by_key(age);
-    let surplus = entries.len().saturating_sub(5);
+    let surplus = entries.len().saturating_sub(20);
     for entry in &entries[..surplus] {
         let _ = fs::remove_file(entry.path());
     }

@@ -29,7 +29,8 @@ for ((i = ${#order[@]} - 1; i >= 0; i--)); do
     case $item in
         pid\ *) born "$what"; [ -n "$born" ] && [ "${kept[$item]}" = "x$born" ] && kill -KILL "$what" ;;
         netns\ *) ip netns delete "$what" ;;
-        dir\ *) rm -rf --one-file-system "$what" ;;
+        # What was just killed may still write for a moment.
+        dir\ *) for try in {1..50}; do rm -rf --one-file-system "$what"; [ -e "$what" ] || break; sleep 0.1; done ;;
     esac
 done 2>/dev/null
 "#;
