@@ -16,6 +16,7 @@ pub mod pki;
 pub mod report;
 pub mod shell;
 pub mod site;
+pub mod stage;
 pub mod topology;
 pub mod traffic;
 pub mod wire;

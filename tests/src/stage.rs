@@ -1,0 +1,203 @@
+//! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    accelerator,
+    domain::Domain,
+    guest::Guest,
+    image::{ImageBuilder, static_program},
+    pki::Authority,
+    shell::{LabError, Process, Result, program, run, wait_for},
+    site::{LabDir, Site, SiteOptions},
+    topology::{Topology, TopologyOptions},
+};
+
+/// Where the VM's traffic program listens.
+pub const TCP: u16 = 5001;
+/// The same for datagrams.
+pub const UDP: u16 = 5002;
+
+/// What the operator of the lab's hosts wants.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// Series of the VM's kernel: `6.12` or `6.1`.
+    pub kernel: String,
+    /// The keys of `[policy]` in every host's host.toml, as lines.
+    pub policy: String,
+    pub topology: TopologyOptions,
+    /// Whether the VM has an agent.
+    pub agent: bool,
+    /// Virtual CPUs of the VM.
+    pub vcpus: u32,
+}
+
+impl Default for StageOptions {
+    fn default() -> Self {
+        StageOptions {
+            kernel: "6.12".into(),
+            policy: String::new(),
+            topology: TopologyOptions::default(),
+            agent: true,
+            vcpus: 1,
+        }
+    }
+}
+
+/// It runs. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Stage {
+    pub guest: Guest,
+    services: Vec<Process>,
+    pub sites: Vec<Arc<Site>>,
+    hook: PathBuf,
+    _lab: LabDir,
+    pub topology: Topology,
+}
+
+impl Stage {
+    /// Builds everything and boots the VM on the first site. `told` hears what has been done.
+    ///
+    /// # Errors
+    /// Whatever did not come up, with its own words.
+    pub fn set(options: &StageOptions, mut told: impl FnMut(&str)) -> Result<Stage> {
+        let hook = static_program("lsm-hook", "lsm-hook")?;
+        let mut image = ImageBuilder::new(&options.kernel)
+            .program(&static_program("lsm-tests", "lsm-traffic")?)?
+            .service("traffic", &format!("/bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
+        if options.agent {
+            image = image.program(&static_program("lsm-guest", "lsm-guest")?)?.service("lsm-guest", "/bin/lsm-guest run");
+        }
+        let image = image.build()?;
+        told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));
+        let kvm = accelerator::kvm_works(&image);
+        let topology = Topology::new(&options.topology)?;
+        told("made the client, its router, two LANs with their gateways, and the WAN");
+        let lab = LabDir::new(&topology)?;
+        let authority = Authority::new("LSM lab")?;
+        let (mut sites, mut services) = (Vec::new(), Vec::new());
+        for plan in topology.sites() {
+            let site_options = SiteOptions {
+                hook: Some(program("lab-hook")?),
+                files: vec![
+                    ("/etc/lsm/host.toml".into(), host_toml(&topology, &plan.name, &options.policy)),
+                    ("/etc/lsm/real-hook".into(), hook.display().to_string()),
+                ],
+                kvm,
+            };
+            let site = Site::start(&topology, &lab, &plan.name, &authority, &site_options)?;
+            services.push(serve(&site, &hook)?);
+            let mut monitor = site.command("virsh");
+            monitor.args(["--quiet", "--connect", "qemu:///system", "qemu-monitor-event", "--loop"]);
+            services.push(site.service("monitor", &mut monitor)?);
+            told(&format!("started libvirtd, libvirt-dbus and lsm-hook in {}", plan.name));
+            sites.push(site);
+        }
+        let mut domain = Domain::new("vm", image, &topology.sites()[0]);
+        domain.kvm = kvm;
+        domain.vcpus = options.vcpus;
+        let guest = Guest::boot(&domain, &sites)?;
+        told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));
+        Ok(Stage { guest, services, sites, hook, _lab: lab, topology })
+    }
+
+    /// The site of that name.
+    ///
+    /// # Panics
+    /// There is none: the test is wrong.
+    #[must_use]
+    pub fn site(&self, name: &str) -> &Arc<Site> {
+        self.sites.iter().find(|site| site.name() == name).unwrap_or_else(|| panic!("the stage has no site {name}"))
+    }
+
+    /// `virsh migrate --live` to that site, as an operator types it on the site where the VM is.
+    ///
+    /// # Errors
+    /// What virsh said.
+    pub fn migrate(&self, to: &str) -> Result<()> {
+        let from = self.guest.site()?;
+        let name = self.guest.domain().name.as_str();
+        from.virsh(&["migrate", "--live", name, &format!("qemu+tcp://{to}/system")]).map(drop)
+    }
+
+    /// What `lsm-hook status --json` says there.
+    ///
+    /// # Errors
+    /// The service does not answer.
+    pub fn status(&self, site: &str) -> Result<serde_json::Value> {
+        let text = run(self.site(site).command(&self.hook).args(["status", "--json"]))?;
+        serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error} in {text}")))
+    }
+
+    /// How many tunnel devices stand in that host's namespace, whatever the service says of them.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub fn tunnels(&self, site: &str) -> Result<usize> {
+        let text = run(self.topology.ns(site).command("ip").args(["-o", "link", "show", "type", "vxlan"]))?;
+        Ok(text.lines().count())
+    }
+
+    /// Waits until no host has a tunnel, nor a migration under way.
+    ///
+    /// # Errors
+    /// One has, after `limit`.
+    pub fn settled(&self, limit: Duration) -> Result<()> {
+        wait_for("every tunnel to be taken down", limit, || {
+            let idle = |site: &Arc<Site>| {
+                let none = self.status(site.name()).ok()?["migrations"].as_array()?.is_empty();
+                (none && self.tunnels(site.name()).ok()? == 0).then_some(())
+            };
+            self.sites.iter().all(|site| idle(site).is_some()).then_some(())
+        })
+    }
+
+    /// Kills the host service there and starts it again.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn restart_service(&mut self, site: &str) -> Result<()> {
+        let site = self.site(site).clone();
+        let index = 2 * self.sites.iter().position(|known| known.name() == site.name()).unwrap_or_default();
+        self.services[index].kill();
+        self.services[index] = serve(&site, &self.hook)?;
+        Ok(())
+    }
+
+    /// What the host service there has logged.
+    #[must_use]
+    pub fn log(&self, site: &str) -> String {
+        std::fs::read_to_string(self.site(site).dir().join("lsm-hook.log")).unwrap_or_default()
+    }
+}
+
+fn serve(site: &Site, hook: &std::path::Path) -> Result<Process> {
+    let service = site.service("lsm-hook", site.command(hook).arg("serve"))?;
+    let socket = site.inside("/run/lsm/hook.sock");
+    wait_for("lsm-hook to listen", Duration::from_secs(10), || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
+    })
+    .map_err(|error| {
+        let log = std::fs::read_to_string(site.dir().join("lsm-hook.log")).unwrap_or_default();
+        LabError::Other(format!("{error}; it said: {log}"))
+    })?;
+    Ok(service)
+}
+
+fn host_toml(topology: &Topology, name: &str, policy: &str) -> String {
+    let site = topology.site(name);
+    let mut text = format!(
+        "name = \"{name}\"\n\n[tunnel]\naddress = \"{wan}\"\n\n[lan.{name}]\nbridge = \"{bridge}\"\nprefix = \"{net}/24\"\ngateway = \"{gateway}\"\npool = \"{first}-{last}\"\n",
+        wan = site.wan,
+        bridge = site.bridge,
+        net = site.address(0),
+        gateway = site.gateway,
+        first = site.address(100),
+        last = site.address(199),
+    );
+    for peer in topology.sites().iter().filter(|peer| peer.name != name) {
+        text.push_str(&format!("\n[peer.{}]\naddress = \"{}:16519\"\n", peer.name, peer.wan));
+    }
+    text.push_str(&format!("\n[policy]\n{policy}\n"));
+    text
+}
