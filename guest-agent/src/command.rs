@@ -112,6 +112,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let guest = Guest1Proxy::new(&connection).await?;
     ask(&guest, command).await.map_err(|error| match error {
         zbus::Error::MethodError(_, Some(detail), _) => detail.into(),
+        zbus::Error::FDO(error) => zbus::DBusError::description(&*error).unwrap_or("the agent refused").to_owned().into(),
         other => other.into(),
     })
 }

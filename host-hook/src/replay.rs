@@ -80,6 +80,9 @@ pub struct Recorder {
 impl Recorder {
     /// Starts to record. Needs a tokio runtime: a task of its own fetches the frames now and then.
     ///
+    /// To be started well before it is needed: for some milliseconds after the first on a host, the kernel does not
+    /// stamp frames yet (it turns that on in a work queue), and they bear the later time at which they were fetched.
+    ///
     /// # Errors
     /// When there is no such interface, or no right to listen on it.
     pub fn start(interface: &str, mac: Mac) -> Result<Self, ReplayError> {

@@ -69,6 +69,7 @@ fn no_frame_is_lost_between_stop_and_arrival() {
     let at_destination = Arc::new(Tap::new(&b, "vm0", &tunnel::bridge(VNI)));
     b.run(async { Tunnels::open().unwrap().set_queue_length("vm0", 10_000).await.unwrap() });
 
+    at_source.waiting(|_| true);
     let (recorder, outlet, fdb, diversion) = a.run(async {
         let fdb = Fdb::open().unwrap();
         let diversion = fdb.prepare("lan0", VNIC, &tunnel::port(VNI), Some("vm0")).unwrap();

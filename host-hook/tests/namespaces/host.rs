@@ -78,7 +78,7 @@ pub(crate) fn two_hosts(underlay_mtu: u32) -> (Host, Host) {
     let (a, b) = (Host::new(), Host::new());
     // Interfaces move by a process's namespace: one of our threads stands in for it.
     let other = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&b.namespace));
-    [&a, &b].map(|host| host.ipv6(true));
+    [&a, &b].iter().for_each(|host| host.ipv6(true));
     a.ip(&format!("link add u0 mtu {underlay_mtu} type veth peer name u0 mtu {underlay_mtu} netns {other}"));
     for (host, number) in [(&a, 1), (&b, 2)] {
         host.ip(&format!("addr add 192.0.2.{number}/24 dev u0"));

@@ -83,6 +83,11 @@ fn frames_since_a_moment_are_sent_again() {
     lan.host.run(async {
         let recorder = Recorder::start("vm0", VNIC).unwrap();
         let outlet = Outlet::open("e0").unwrap();
+        until("the kernel stamping frames when they leave", || {
+            lan.client.write(&numbered(VNIC, CLIENT, 0));
+            recorder.replay(SystemTime::now(), &outlet).unwrap().sent == 0
+        });
+        lan.elsewhere.waiting(|_| true);
         (0..10).for_each(|n| lan.client.write(&numbered(VNIC, CLIENT, n)));
         let moment = SystemTime::now();
         (10..20).for_each(|n| lan.client.write(&numbered(VNIC, CLIENT, n)));

@@ -26,7 +26,7 @@ fn frames_cross_and_nothing_is_left() {
     a.lan("lan0");
     let client = Tap::new(&a, "c0", "lan0");
     let before = (links(&a), links(&b));
-    [&a, &b].map(|host| host.ipv6(true));
+    [&a, &b].iter().for_each(|host| host.ipv6(true));
     a.run(async {
         let tunnels = Tunnels::open().unwrap();
         // Twice: the second time everything is so already.
