@@ -261,9 +261,12 @@ impl Tunnels {
     pub async fn ensure_bridge(&self, name: &str) -> Result<u32, TunnelError> {
         let link = match self.links.find(name).await? {
             Some(link) => link,
-            None => self.links.create(name, LinkBridge::new(name).build()).await?,
+            // Down until IP is off: a bridge that comes up as it is made greets its VM in the host's name.
+            None => {
+                let quiet = LinkBridge::new(name).down().forward_delay(0).mcast_snooping(false);
+                self.links.create(name, quiet.build()).await?
+            }
         };
-        self.links.set_bridge(name, |b| b.forward_delay(0).mcast_snooping(false)).await?;
         self.links.keep_ip_off(name, link.index()).await?;
         self.links.set(name, link.index(), |l| l.arp(false).up()).await?;
         Ok(link.index())

@@ -6,7 +6,7 @@ use std::{io::ErrorKind, path::Path};
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec,
+    Handle, LinkBridgePort, LinkMessageBuilder, LinkUnspec,
     packet_route::link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
     },
@@ -136,16 +136,6 @@ impl Links {
     ) -> Result<(), TunnelError> {
         let message = change(LinkUnspec::new_with_index(index)).build();
         self.handle.link().set(message).execute().await.map_err(failed(format!("change the interface {name}")))
-    }
-
-    pub(super) async fn set_bridge(
-        &self,
-        name: &str,
-        change: impl FnOnce(LinkMessageBuilder<LinkBridge>) -> LinkMessageBuilder<LinkBridge>,
-    ) -> Result<(), TunnelError> {
-        let message = change(LinkBridge::new(name)).build();
-        let request = self.handle.link().set_port(message);
-        request.execute().await.map_err(failed(format!("change the bridge {name}")))
     }
 
     pub(super) async fn set_port(
