@@ -217,7 +217,10 @@ async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> z
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(zbus::Error::Failure("only root may speak to the agent".to_owned()));
     }
-    let guid = zbus::Guid::generate();
+    // Not Guid::generate: it waits, and the whole agent with it, until the kernel's random numbers are good for keys,
+    // which can take minutes in a VM that has just booted.
+    let guid = MigrationId(random()?).to_string();
+    let guid = zbus::Guid::try_from(guid.as_str())?;
     connection::Builder::unix_stream(stream.into_std()?)
         .server(guid)
         .p2p()
