@@ -347,6 +347,7 @@ fn summary(event: &Event) -> String {
             ToGuest::Abort { .. } => "told to abort".to_owned(),
             ToGuest::KeepAlive { .. } => "kept alive".to_owned(),
             ToGuest::Query => "asked".to_owned(),
+            ToGuest::Release { .. } => "told to leave the old path".to_owned(),
         },
         Event::Done(step) => format!("{step:?} done"),
         Event::Failed(step, why) => format!("{step:?} failed: {why}"),

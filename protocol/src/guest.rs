@@ -141,6 +141,8 @@ pub struct Switched {
     pub arrival: Arrival,
     /// The kernel has confirmed the flip.
     pub confirmed: bool,
+    /// Since the arrival, the new LAN has been told and the default route moved.
+    pub taken_over: bool,
     /// When to look again.
     pub recount: Millis,
     /// How long after that to look once more.
@@ -154,8 +156,9 @@ pub struct Switched {
 /// Which part of the settling is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Leaving {
-    /// What is in flight on the old path lands.
-    Draining { until: Millis },
+    /// What is in flight on the old path lands. Then (`landed`) a count must show that nobody came late and has only
+    /// the old path.
+    Draining { until: Millis, landed: bool },
     /// The old endpoint is being deleted.
     Withdrawing,
     /// Legacy connections hold the old address.
@@ -225,15 +228,34 @@ impl Guest {
             // ---- Prepared
             (Guest::Prepared(s), Event::Told(ToGuest::Switch { to: Side::New, .. })) => s.switch(now, Arrival::No),
             (Guest::Prepared(s), Event::TransportReset) if s.arrival == Arrival::No => s.switch(now, Arrival::Guessed),
-            (Guest::Prepared(s), Event::Told(ToGuest::Arrived { .. })) => s.switch(now, Arrival::Sure),
+            // Who is sure already was switched back by the operator, and stays so.
+            (Guest::Prepared(s), Event::Told(ToGuest::Arrived { .. })) if s.arrival < Arrival::Sure => {
+                s.switch(now, Arrival::Sure)
+            }
+            (Guest::Prepared(mut s), Event::Told(ToGuest::Release { .. })) => {
+                s.plan.drain = Drain::For(0);
+                s.switch(now, Arrival::Sure)
+            }
             (Guest::Prepared(s), Event::Told(ToGuest::Abort { .. })) if s.arrival < Arrival::Sure => undo(s.plan, None),
             (Guest::Prepared(s), Event::Deadline) if s.lease.is_some_and(|at| now >= at) => undo(s.plan, None),
-            (Guest::Prepared(s), Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. })) => {
-                let lease = s.lease.map(|_| now + s.plan.lease);
+            (Guest::Prepared(mut s), Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. })) => {
+                if s.arrival < Arrival::Sure {
+                    s.arrival = Arrival::No;
+                    s.lease = Some(now + s.plan.lease);
+                }
                 let answer = s.answer();
-                (Guest::Prepared(Prepared { lease, ..s }), vec![answer])
+                (Guest::Prepared(s), vec![answer])
             }
-            (Guest::Prepared(s), Event::SubflowsChanged | Event::Restarted) => (Guest::Prepared(s), vec![Order::Count]),
+            (Guest::Prepared(s), Event::Told(ToGuest::Arrived { .. } | ToGuest::Switch { to: Side::Old, .. })) => {
+                let answer =
+                    Order::Reply(FromGuest::Switched { migration: s.plan.migration, to: Side::Old, counts: s.counts });
+                (Guest::Prepared(s), vec![answer])
+            }
+            (Guest::Prepared(s), Event::SubflowsChanged) => (Guest::Prepared(s), vec![Order::Count]),
+            (Guest::Prepared(mut s), Event::Restarted) => {
+                s.lease = s.lease.map(|_| now + s.plan.lease); // the hosts could not reach us meanwhile
+                (Guest::Prepared(s), vec![Order::Count])
+            }
             (Guest::Prepared(s), Event::Counted(counts)) => (Guest::Prepared(Prepared { counts, ..s }), vec![]),
 
             // ---- Switched
@@ -267,10 +289,14 @@ impl Guest {
     fn handle_foreign(self, told: ToGuest) -> (Guest, Vec<Order>) {
         let refuse = |migration, why| vec![Order::Reply(FromGuest::Refused { migration, why })];
         match (self, told) {
-            (Guest::Idle { .. }, ToGuest::Prepare(plan)) => {
+            (state @ Guest::Idle { .. }, ToGuest::Prepare(plan)) => {
+                if state.has_settled(plan.migration) {
+                    // Late or repeated. To prepare this again would take down the only path there is.
+                    return (state, vec![Order::Reply(FromGuest::Settled { migration: plan.migration })]);
+                }
                 if plan.old == plan.new {
                     let why = Refusal::NoSuchVnic(plan.new);
-                    return (Guest::Idle { last: None }, refuse(plan.migration, why));
+                    return (state, refuse(plan.migration, why));
                 }
                 let arrival = if plan.arrived { Arrival::Sure } else { Arrival::No };
                 let state = Preparing { plan, stage: Stage::Raising, arrival, counts: Counts::default() };
@@ -280,8 +306,9 @@ impl Guest {
                 let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
                 (state, refuse(plan.migration, busy))
             }
-            (Guest::Idle { last: Some(Ended::Settled(m)) }, ToGuest::Arrived { migration }) if m == migration => {
-                let state = Guest::Idle { last: Some(Ended::Settled(m)) };
+            (state, ToGuest::Arrived { migration } | ToGuest::Release { migration })
+                if state.has_settled(migration) =>
+            {
                 (state, vec![Order::Reply(FromGuest::Settled { migration })])
             }
             (state @ Guest::Idle { .. }, ToGuest::Abort { migration }) => {
@@ -294,6 +321,10 @@ impl Guest {
         }
     }
 
+    fn has_settled(&self, migration: MigrationId) -> bool {
+        matches!(self, Guest::Idle { last: Some(Ended::Settled(m)) } if *m == migration)
+    }
+
     /// What is awaited, and until when.
     pub fn deadline(&self) -> Option<Deadline> {
         let (at, awaited) = match self {
@@ -303,10 +334,11 @@ impl Guest {
                 Stage::Raising | Stage::Announcing => return None,
             },
             Guest::Prepared(s) => (s.lease?, "a word from the host"),
-            Guest::Switched(s) if !s.confirmed => (s.recount, "the kernel to take the flip"),
+            Guest::Switched(s) if !s.stands() => (s.recount, "the kernel to take the flip"),
             Guest::Switched(s) => (s.recount, "data on every new subflow"),
             Guest::Settling(s) => match s.leaving {
-                Leaving::Draining { until } => (until, "the old path's data to land"),
+                Leaving::Draining { until, landed: false } => (until, "the old path's data to land"),
+                Leaving::Draining { until, landed: true } => (until, "late-comers to have the new path"),
                 Leaving::Holding { recount } => (recount, "the last legacy connection to close"),
                 Leaving::Withdrawing | Leaving::Releasing => return None,
             },
@@ -391,7 +423,7 @@ impl Preparing {
                 self.stage = Stage::Joining { until: now + JOINS, announced: 1 };
                 (Guest::Preparing(self), vec![Order::Count])
             }
-            (Stage::Joining { .. }, Event::SubflowsChanged | Event::Done(Step::Reannounce)) => {
+            (Stage::Joining { .. }, Event::SubflowsChanged | Event::Done(Step::Announce | Step::Reannounce)) => {
                 (Guest::Preparing(self), vec![Order::Count])
             }
             (Stage::Joining { .. }, Event::Counted(counts)) => {
@@ -405,12 +437,27 @@ impl Preparing {
                 self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1 };
                 (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
             }
-            (_, Event::Failed(Step::RaisePath | Step::ProbeGateway | Step::Announce | Step::Reannounce, why)) => {
+            (Stage::Raising, Event::Failed(Step::RaisePath, why))
+            | (Stage::Probing { .. }, Event::Failed(Step::ProbeGateway, why))
+            | (Stage::Announcing, Event::Failed(Step::Announce, why))
+            | (Stage::Joining { .. }, Event::Failed(Step::Announce | Step::Reannounce, why)) => {
                 undo(self.plan, Some(why))
             }
             (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None),
-            (_, Event::Told(ToGuest::Arrived { .. })) => {
+            (_, Event::Told(ToGuest::Prepare(Prepare { arrived: false, .. }) | ToGuest::KeepAlive { .. })) => {
+                // The source still speaks: its service was restarted, and what we took for the arrival was that.
+                if self.arrival == Arrival::Guessed {
+                    self.arrival = Arrival::No;
+                }
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::Told(ToGuest::Arrived { .. } | ToGuest::Prepare(_))) => {
                 self.arrival = Arrival::Sure;
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::Told(ToGuest::Release { .. })) => {
+                self.arrival = Arrival::Sure;
+                self.plan.drain = Drain::For(0);
                 (Guest::Preparing(self), vec![])
             }
             (_, Event::TransportReset) => {
@@ -422,13 +469,16 @@ impl Preparing {
                 (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
             }
             (stage, Event::Restarted) => {
-                let order = match stage {
-                    Stage::Raising => Order::Do(Step::RaisePath),
-                    Stage::Probing { .. } => Order::Do(Step::ProbeGateway),
-                    Stage::Announcing => Order::Do(Step::Announce),
-                    Stage::Joining { .. } => Order::Count,
+                let step = match stage {
+                    Stage::Raising => Step::RaisePath,
+                    Stage::Probing { .. } => {
+                        self.stage = Stage::Probing { until: now + GATEWAY };
+                        Step::ProbeGateway
+                    }
+                    // Joining too: the agent may have died between the halves of a reannouncement.
+                    Stage::Announcing | Stage::Joining { .. } => Step::Announce,
                 };
-                (Guest::Preparing(self), vec![order])
+                (Guest::Preparing(self), vec![Order::Do(step)])
             }
             (_, _) => (Guest::Preparing(self), vec![]),
         }
@@ -462,6 +512,7 @@ impl Prepared {
             counts: self.counts,
             arrival,
             confirmed: false,
+            taken_over: false,
             recount: now + RETRY,
             pause: RECOUNT,
             lease: (arrival == Arrival::No).then_some(now + self.plan.lease),
@@ -482,9 +533,14 @@ impl Switched {
                 (Guest::Switched(self), vec![answer])
             }
             Event::Deadline if self.lease.is_some_and(|at| now >= at) => self.undo(now),
-            Event::Deadline if now >= self.recount && !self.confirmed => {
+            Event::Done(Step::TakeOver) => {
+                self.taken_over = true;
+                (Guest::Switched(self), vec![])
+            }
+            Event::Deadline if now >= self.recount && !self.stands() => {
                 self.recount = now + RETRY;
-                (Guest::Switched(self), vec![Order::Do(Step::Prefer(Side::New))])
+                let orders = self.missing();
+                (Guest::Switched(self), orders)
             }
             Event::Deadline if now >= self.recount => {
                 self.pause = (self.pause * 2).min(RECOUNT_MAX);
@@ -507,18 +563,36 @@ impl Switched {
                 orders.extend(answer);
                 (state, orders)
             }
-            Event::Told(ToGuest::Switch { to: Side::New, .. } | ToGuest::Arrived { .. }) if self.confirmed => {
-                let answer = self.answer();
-                (Guest::Switched(self), vec![answer])
+            Event::Told(ToGuest::Switch { to: Side::New, .. } | ToGuest::Arrived { .. }) => {
+                let answer = self.confirmed.then(|| self.answer());
+                (Guest::Switched(self), answer.into_iter().collect())
             }
-            Event::Told(ToGuest::KeepAlive { .. }) => {
-                self.lease = self.lease.map(|_| now + self.plan.lease);
-                (Guest::Switched(self), vec![])
+            Event::Told(ToGuest::Release { .. }) => {
+                let known = self.arrival > Arrival::No;
+                self.plan.drain = Drain::For(0);
+                self.cut = Some(now);
+                let (state, mut orders) = self.arrive(now, Arrival::Sure);
+                if known {
+                    orders.clear();
+                }
+                orders.push(Order::Count);
+                (state, orders)
+            }
+            Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. }) => {
+                // The source still speaks. If we took its service's restart for the arrival, we know better now.
+                if self.arrival < Arrival::Sure {
+                    self.arrival = Arrival::No;
+                    self.lease = Some(now + self.plan.lease);
+                }
+                let answer =
+                    (self.confirmed && matches!(event, Event::Told(ToGuest::Prepare(_)))).then(|| self.answer());
+                (Guest::Switched(self), answer.into_iter().collect())
             }
             Event::Told(ToGuest::Switch { to: Side::Old, .. }) => {
                 let migration = self.plan.migration;
                 let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
-                let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease: self.lease };
+                let lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
+                let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease };
                 (Guest::Prepared(state), vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)])
             }
             Event::Told(ToGuest::Abort { .. }) if self.arrival < Arrival::Sure => self.undo(now),
@@ -527,10 +601,9 @@ impl Switched {
             }
             Event::Restarted => {
                 self.recount = now + RETRY;
-                let mut orders = vec![Order::Do(Step::Prefer(Side::New))];
-                if self.arrival > Arrival::No {
-                    orders.push(Order::Do(Step::TakeOver));
-                }
+                (self.confirmed, self.taken_over) = (false, false);
+                self.lease = self.lease.map(|_| now + self.plan.lease); // the hosts could not reach us meanwhile
+                let orders = self.missing();
                 (Guest::Switched(self), orders)
             }
             _ => (Guest::Switched(self), vec![]),
@@ -542,7 +615,19 @@ impl Switched {
         Order::Reply(FromGuest::Switched { migration, to: Side::New, counts: self.counts })
     }
 
+    /// All that the kernel is to do for the flip is done.
+    fn stands(&self) -> bool {
+        self.missing().is_empty()
+    }
+
+    fn missing(&self) -> Vec<Order> {
+        let flip = (!self.confirmed).then_some(Order::Do(Step::Prefer(Side::New)));
+        let take_over = (self.arrival > Arrival::No && !self.taken_over).then_some(Order::Do(Step::TakeOver));
+        flip.into_iter().chain(take_over).collect()
+    }
+
     fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
         self.arrival = arrival;
         self.lease = None;
         self.recount = now + RECOUNT;
@@ -561,11 +646,19 @@ impl Switched {
     fn settle(self, now: Millis) -> (Guest, Vec<Order>) {
         let moved = self.counts.waiting == 0 && self.counts.moved >= self.counts.joined;
         let cut = self.cut.is_some_and(|at| now >= at);
-        if self.arrival < Arrival::Sure || !self.confirmed || !(moved || cut) {
+        if self.arrival < Arrival::Sure || !self.stands() || !(moved || cut) {
             return (Guest::Switched(self), vec![]);
         }
         let Switched { plan, counts, cut, .. } = self;
-        (Guest::Settling(Settling { plan, counts, leaving: Leaving::Draining { until: now + DRAIN }, cut }), vec![])
+        (
+            Guest::Settling(Settling {
+                plan,
+                counts,
+                leaving: Leaving::Draining { until: now + DRAIN, landed: false },
+                cut,
+            }),
+            vec![],
+        )
     }
 
     fn undo(self, now: Millis) -> (Guest, Vec<Order>) {
@@ -577,10 +670,21 @@ impl Switched {
 impl Settling {
     fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
         match (self.leaving, event) {
-            (Leaving::Draining { until }, Event::Deadline) if now >= until => {
+            (Leaving::Draining { until, .. }, Event::Deadline) if now >= until => {
+                self.leaving = Leaving::Draining { until: now + RECOUNT_MAX, landed: true };
+                (Guest::Settling(self), vec![Order::Count])
+            }
+            (Leaving::Draining { landed: true, .. }, Event::Counted(counts)) => {
+                self.counts = counts;
+                if counts.waiting > 0 && !self.cut.is_some_and(|at| now >= at) {
+                    return (Guest::Settling(self), vec![]); // opened to the old address since the flip
+                }
                 self.leaving = Leaving::Withdrawing;
                 // ---- the point of no return ----
                 (Guest::Settling(self), vec![Order::Do(Step::Withdraw(Side::Old))])
+            }
+            (Leaving::Draining { landed: true, .. }, Event::SubflowsChanged) => {
+                (Guest::Settling(self), vec![Order::Count])
             }
             (Leaving::Withdrawing, Event::Done(Step::Withdraw(_)) | Event::Failed(Step::Withdraw(_), _)) => {
                 self.leaving = Leaving::Holding { recount: now + RECOUNT_MAX };
@@ -613,6 +717,12 @@ impl Settling {
             (_, Event::Told(ToGuest::Arrived { migration } | ToGuest::Switch { migration, to: Side::New })) => {
                 let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };
                 (Guest::Settling(self), vec![Order::Reply(reply)])
+            }
+            (leaving, Event::Told(ToGuest::Release { .. })) => {
+                self.plan.drain = Drain::For(0);
+                self.cut = Some(now);
+                let counts = matches!(leaving, Leaving::Draining { landed: true, .. } | Leaving::Holding { .. });
+                (Guest::Settling(self), if counts { vec![Order::Count] } else { vec![] })
             }
             (_, Event::Told(ToGuest::Abort { migration } | ToGuest::Switch { migration, .. })) => {
                 let reply = FromGuest::Refused { migration, why: Refusal::Arrived };
@@ -647,7 +757,8 @@ impl ToGuest {
             ToGuest::Switch { migration, .. }
             | ToGuest::Arrived { migration }
             | ToGuest::Abort { migration }
-            | ToGuest::KeepAlive { migration } => Some(*migration),
+            | ToGuest::KeepAlive { migration }
+            | ToGuest::Release { migration } => Some(*migration),
             ToGuest::Query => None,
         }
     }

@@ -4,7 +4,7 @@
 //! (a change is a new variant). The golden files under `protocol/golden` freeze the bytes.
 //!
 //! ```text
-//! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query
+//! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release
 //! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status
 //! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive
 //! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort
@@ -158,6 +158,10 @@ pub enum ToGuest {
         migration: MigrationId,
     },
     Query,
+    /// The operator ends the old path: it is left now, whoever still uses it. Said by the destination.
+    Release {
+        migration: MigrationId,
+    },
 }
 
 /// Guest to host.
