@@ -49,7 +49,7 @@ impl Host {
         };
         let path = path_mtu(&spec).map_err(|error| Decline::Tunnel(story(&error)))?;
         let available = self.underlay()?.mtu.unwrap_or(path.underlay);
-        if available < LEAST_MTU {
+        if available < LEAST_MTU || !path.carries_full_frames() {
             return Err(Decline::Mtu { needed: path.needed, available });
         }
         if path.needed > available {

@@ -312,12 +312,9 @@ impl Service {
             let _ = inbox.send(arrival::News::Status(answer));
             migrations.extend(answered.await.ok());
         }
-        Status {
-            host: self.host.config.name.clone(),
-            vms: self.host.inventory.borrow().all().cloned().collect(),
-            migrations,
-            tunnels: self.host.tunnels.list_ours().await.unwrap_or_default(),
-        }
+        let tunnels = self.host.tunnels.list_ours().await.unwrap_or_default();
+        let vms = self.host.inventory.borrow().all().cloned().collect();
+        Status { host: self.host.config.name.clone(), vms, migrations, tunnels }
     }
 
     /// The operator ends a tunnel that policy would keep.

@@ -6,6 +6,7 @@
 pub mod accelerator;
 pub mod capture;
 pub mod carry;
+pub mod demo;
 pub mod domain;
 pub mod exec;
 pub mod guest;
