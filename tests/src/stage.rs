@@ -97,6 +97,10 @@ impl Stage {
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
         let guest = Guest::boot(&domain, &sites)?;
+        let up = format!("grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}", if options.agent { " && test -S /run/lsm/guest.sock" } else { "" });
+        wait_for("the VM's programs", Duration::from_secs(30), || {
+            guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
+        })?;
         told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));
         Ok(Stage { guest, services, sites, hook, _lab: lab, topology })
     }
