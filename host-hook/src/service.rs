@@ -233,6 +233,8 @@ impl Service {
                     (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(message, handle))),
                     // Gone already: so it is taken down.
                     (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => handle.tell(Peer::TakenDown { migration }),
+                    // We gave it up, and it has not heard of that.
+                    (None, Peer::KeepAlive { .. }) => handle.tell(Peer::Abort { migration }),
                     (None, _) => tracing::debug!(%migration, peer = name, "about a migration that is over"),
                 }
             }

@@ -13,13 +13,16 @@ use alloc::{vec, vec::Vec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Counts, Decline, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Prepare, Refusal, ToGuest, guest,
+    Counts, Decline, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Prepare, Refusal, Side, ToGuest,
+    guest,
 };
 
 /// The source builds its ends within this; libvirt waits in the hook meanwhile.
 pub const ACCEPT: Millis = 4_000;
 /// What got no answer is said again after this.
 pub const REPEAT: Millis = 2_000;
+/// The guest leaves the old path within this when the operator ends it.
+pub const RELEASE: Millis = guest::DRAIN + 5_000;
 /// After an abort the source has its guest leave the tunnels, and says when; without its word they go after this.
 pub const UNDO: Millis = crate::source::UNDO + 2_000;
 
@@ -56,6 +59,8 @@ pub enum Refused {
     GuestSlow(Millis),
     #[error("the source host called the migration off")]
     Aborted,
+    #[error("it was called off here, by the operator or by another migration of the same VM")]
+    CalledOff,
 }
 
 /// What the shell is to do, in this order.
@@ -99,12 +104,40 @@ pub enum Event {
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Destination {
-    Building { offer: Offer, policy: Policy, built: bool, accepted: bool, until: Millis },
-    Waiting { offer: Offer, policy: Policy, until: Millis },
-    Incoming { offer: Offer, diverted: bool, keep_alive: Millis },
-    Arrived { offer: Offer, switched: Option<Counts>, repeat: Millis },
-    TakingDown { offer: Offer, repeat: Millis, lease: Millis },
-    Undoing { offer: Offer, until: Millis },
+    Building {
+        offer: Offer,
+        policy: Policy,
+        built: bool,
+        accepted: bool,
+        until: Millis,
+    },
+    Waiting {
+        offer: Offer,
+        policy: Policy,
+        until: Millis,
+    },
+    Incoming {
+        offer: Offer,
+        diverted: bool,
+        keep_alive: Millis,
+    },
+    /// `leave`: the operator ends the old path, at the latest then.
+    Arrived {
+        offer: Offer,
+        switched: Option<Counts>,
+        repeat: Millis,
+        leave: Option<Millis>,
+    },
+    TakingDown {
+        offer: Offer,
+        repeat: Millis,
+        lease: Millis,
+    },
+    Undoing {
+        offer: Offer,
+        repeat: Millis,
+        until: Millis,
+    },
     Gone,
 }
 
@@ -140,6 +173,9 @@ impl Destination {
             (Building { offer, .. } | Waiting { offer, .. }, Event::Peer(Peer::Abort { .. })) => {
                 refuse(now, offer, Refused::Aborted)
             }
+            (Building { offer, .. } | Waiting { offer, .. }, Event::VmGone | Event::Release) => {
+                refuse(now, offer, Refused::CalledOff)
+            }
             // The hook that waited for us died with the service: libvirt has refused the migration already.
             (Building { offer, .. } | Waiting { offer, .. }, Event::Restarted) => undo(now, offer, true),
 
@@ -161,7 +197,13 @@ impl Destination {
             (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Resumed { .. })) => {
                 (Incoming { offer, diverted: false, keep_alive }, vec![Order::PointAtTunnel])
             }
-            (Incoming { offer, diverted, .. }, Event::Arrived) => arrive(now, offer, diverted),
+            // A guest that speaks to us runs here. Nothing else may say so after a restart.
+            (Incoming { offer, diverted, .. }, Event::Arrived | Event::Guest(_)) => arrive(now, offer, diverted),
+            (Incoming { offer, diverted, .. }, Event::Restarted) => {
+                let keep_alive = now + offer.lease / 3;
+                let say = Order::TellPeer(Peer::KeepAlive { migration: offer.migration });
+                (Incoming { offer, diverted, keep_alive }, vec![say, Order::TellGuest(ToGuest::Query)])
+            }
             (Incoming { offer, diverted, keep_alive }, Event::Deadline) if now >= keep_alive => {
                 let say = Order::TellPeer(Peer::KeepAlive { migration: offer.migration });
                 let keep_alive = now + offer.lease / 3;
@@ -172,32 +214,50 @@ impl Destination {
 
             // ---- Arrived
             (
-                Arrived { offer, switched: None, repeat },
-                Event::Guest(FromGuest::Switched { migration, counts, .. }),
-            ) if migration == offer.migration => (Arrived { offer, switched: Some(counts), repeat }, vec![]),
-            (Arrived { offer, switched, repeat }, Event::Guest(FromGuest::Refused { migration, why }))
-                if migration == offer.migration =>
-            {
-                let orders = match why {
-                    Refusal::NoSuchMigration => vec![Order::TellGuest(ToGuest::Prepare(offer.prepare(true)))],
-                    _ => vec![], // the tunnel stays; said again at the next repetition
-                };
-                (Arrived { offer, switched, repeat }, orders)
-            }
+                Arrived { offer, switched: None, repeat, leave },
+                Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }),
+            ) if migration == offer.migration => (Arrived { offer, switched: Some(counts), repeat, leave }, vec![]),
+            (
+                Arrived { offer, switched, repeat, leave },
+                Event::Guest(
+                    FromGuest::Refused { migration, why: Refusal::NoSuchMigration } | FromGuest::Aborted { migration },
+                ),
+            ) if migration == offer.migration => match leave {
+                Some(_) => take_down(now, offer), // nothing of it is left there
+                None => {
+                    let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(true)));
+                    (Arrived { offer, switched, repeat, leave }, vec![prepare])
+                }
+            },
             (Arrived { offer, .. }, Event::Guest(FromGuest::Settled { migration })) if migration == offer.migration => {
                 take_down(now, offer)
             }
-            (Arrived { offer, .. }, Event::Release | Event::VmGone) => take_down(now, offer),
-            (Arrived { offer, switched, repeat }, Event::Deadline) if now >= repeat => {
-                let mut orders = vec![Order::TellPeer(Peer::KeepAlive { migration: offer.migration })];
-                if offer.join != Join::Never {
-                    orders.push(Order::TellGuest(ToGuest::Arrived { migration: offer.migration }));
-                }
-                (Arrived { offer, switched, repeat: now + REPEAT }, orders)
+            (Arrived { offer, .. }, Event::VmGone) => take_down(now, offer),
+            (Arrived { offer, .. }, Event::Release) if offer.join == Join::Never => take_down(now, offer),
+            (Arrived { offer, switched, leave, .. }, Event::Release) => {
+                let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
+                let leave = leave.or(Some(now + RELEASE));
+                (Arrived { offer, switched, repeat: now + REPEAT, leave }, vec![release])
             }
-            (Arrived { offer, switched, repeat }, Event::Restarted) => {
+            (Arrived { offer, leave: Some(leave), .. }, Event::Deadline) if now >= leave => take_down(now, offer),
+            (Arrived { offer, switched, repeat, leave }, Event::Deadline) if now >= repeat => {
+                let migration = offer.migration;
+                let mut orders = vec![Order::TellPeer(Peer::Arrived { migration })];
+                if offer.join != Join::Never {
+                    let say =
+                        if leave.is_some() { ToGuest::Release { migration } } else { ToGuest::Arrived { migration } };
+                    orders.push(Order::TellGuest(say));
+                }
+                (Arrived { offer, switched, repeat: now + REPEAT, leave }, orders)
+            }
+            // The source has not heard of it yet.
+            (state @ Arrived { .. }, Event::Peer(Peer::Stopped { migration })) => {
+                (state, vec![Order::TellPeer(Peer::Arrived { migration })])
+            }
+            (Arrived { offer, switched, repeat, leave }, Event::Restarted) => {
                 let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
-                (Arrived { offer, switched, repeat }, vec![Order::PointAtTap, Order::RemoveAdvance, arrived])
+                let state = Arrived { offer, switched, repeat, leave };
+                (state, vec![Order::PointAtTap, Order::RemoveAdvance, arrived])
             }
 
             // ---- TakingDown
@@ -213,11 +273,18 @@ impl Destination {
             }
 
             // ---- Undoing
+            // It was given up too early: the VM runs here. What still stands is kept.
+            (Undoing { offer, .. }, Event::Arrived) => arrive(now, offer, false),
             (Undoing { .. }, Event::Peer(Peer::TakenDown { .. })) => {
                 (Gone, vec![Order::RemoveAdvance, Order::RemoveHome])
             }
             (Undoing { until, .. }, Event::Deadline) if now >= until => {
                 (Gone, vec![Order::RemoveAdvance, Order::RemoveHome])
+            }
+
+            (Undoing { offer, repeat, until }, Event::Deadline) if now >= repeat => {
+                let say = Order::TellPeer(Peer::Abort { migration: offer.migration });
+                (Undoing { offer, repeat: now + REPEAT, until }, vec![say])
             }
 
             // ---- late, repeated, or of no consequence here
@@ -231,9 +298,12 @@ impl Destination {
             Destination::Building { until, .. } => (*until, "both hosts' tunnel ends"),
             Destination::Waiting { until, .. } => (*until, "the guest's preparation"),
             Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
+            Destination::Arrived { leave: Some(leave), repeat, .. } => {
+                (*repeat.min(leave), "the guest to leave the old path")
+            }
             Destination::Arrived { repeat, .. } => (*repeat, "the guest to settle"),
             Destination::TakingDown { repeat, lease, .. } => (*repeat.min(lease), "the source to take its end down"),
-            Destination::Undoing { until, .. } => (*until, "the source to undo its part"),
+            Destination::Undoing { repeat, until, .. } => (*repeat.min(until), "the source to undo its part"),
             Destination::Gone => return None,
         };
         Some(guest::Deadline { at, awaited })
@@ -308,7 +378,7 @@ fn refuse(now: Millis, offer: Offer, why: Refused) -> (Destination, Vec<Order>) 
 fn undo(now: Millis, offer: Offer, tell: bool) -> (Destination, Vec<Order>) {
     let say = Order::TellPeer(Peer::Abort { migration: offer.migration });
     let orders = if tell { vec![say] } else { vec![] };
-    (Destination::Undoing { offer, until: now + UNDO }, orders)
+    (Destination::Undoing { offer, repeat: now + REPEAT, until: now + UNDO }, orders)
 }
 
 fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>) {
@@ -322,7 +392,7 @@ fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>
         Join::Never => {}
     }
     orders.extend([Order::TellPeer(Peer::Arrived { migration }), Order::RemoveAdvance]);
-    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT }, orders)
+    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None }, orders)
 }
 
 fn take_down(now: Millis, offer: Offer) -> (Destination, Vec<Order>) {

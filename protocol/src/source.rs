@@ -23,6 +23,8 @@ pub const GUEST: Millis = guest::GATEWAY + guest::JOINS * guest::ANNOUNCEMENTS a
 pub const EARLY: Millis = 1_000;
 /// After an abort the guest flips back, drains and withdraws within this.
 pub const UNDO: Millis = guest::DRAIN + 2_000;
+/// An abort that the guest has not answered is said again after this.
+pub const REPEAT: Millis = 500;
 
 /// When the traffic is flipped to the new path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,7 +77,8 @@ pub enum Event {
     Peer(Peer),
     /// The time of [`Source::deadline`] has come.
     Deadline,
-    /// The service was started and found this state on disk.
+    /// The service was started and found this state on disk. What it missed follows: `Suspended`, `Resumed` or
+    /// `VmGone`, as libvirt finds the VM now.
     Restarted,
 }
 
@@ -93,6 +96,7 @@ pub enum Source {
     /// The guest leaves the tunnels; then they go.
     Undoing {
         offer: Offer,
+        repeat: Millis,
         until: Millis,
     },
     Gone,
@@ -125,6 +129,8 @@ pub struct Copying {
     lease: Millis,
     left: Option<Millis>,
     flipped: bool,
+    /// The VM was paused and runs again: said until the end, lest the destination keep the new MAC at its tap.
+    resumed: bool,
 }
 
 /// The VM is paused; both MACs lead to the destination.
@@ -153,7 +159,10 @@ impl Source {
                 let decline = Order::TellPeer(Peer::Declined { migration, why });
                 (Source::Gone, vec![decline, Order::RemoveAdvance, Order::RemoveHome])
             }
-            (Source::Building(s), Event::Restarted) => (Source::Building(s), vec![Order::BuildEnds]),
+            (Source::Building(mut s), Event::Restarted) => {
+                s.lease = now + s.offer.lease;
+                (Source::Building(s), vec![Order::BuildEnds])
+            }
 
             // ---- Preparing
             (Source::Preparing(s), Event::Guest(FromGuest::Prepared { migration, counts }))
@@ -161,17 +170,28 @@ impl Source {
             {
                 s.prepared(counts)
             }
+            (Source::Preparing(s), Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }))
+                if migration == s.offer.migration =>
+            {
+                s.switched(counts) // it took the restart of a service for the arrival
+            }
             (Source::Preparing(s), Event::Guest(FromGuest::Refused { migration, why }))
                 if migration == s.offer.migration =>
             {
                 s.unprepared(GuestFailure::Refused(why))
+            }
+            (Source::Preparing(s), Event::Guest(FromGuest::Aborted { migration }))
+                if migration == s.offer.migration =>
+            {
+                s.unprepared(GuestFailure::Refused(Refusal::NoSuchMigration))
             }
             (Source::Preparing(s), Event::Deadline) if now >= s.until => s.unprepared(GuestFailure::Silent(GUEST)),
             (Source::Preparing(mut s), Event::Progress { left }) => {
                 s.left = Some(left);
                 (Source::Preparing(s), vec![])
             }
-            (Source::Preparing(s), Event::Restarted) => {
+            (Source::Preparing(mut s), Event::Restarted) => {
+                (s.lease, s.until) = (now + s.offer.lease, now + GUEST);
                 let prepare = Order::TellGuest(ToGuest::Prepare(s.offer.prepare(false)));
                 (Source::Preparing(s), vec![prepare, Order::Follow])
             }
@@ -184,14 +204,23 @@ impl Source {
                 s.left = Some(left);
                 s.flip_if_due()
             }
-            (Source::Copying(s), Event::Guest(FromGuest::Switched { migration, to: Side::New, .. }))
+            (Source::Copying(mut s), Event::Guest(FromGuest::Switched { migration, to: Side::New, .. }))
                 if migration == s.offer.migration =>
             {
+                s.flipped = true;
                 (Source::Copying(s), vec![Order::TellPeer(Peer::Flipped { migration })])
             }
-            (Source::Copying(s), Event::Guest(FromGuest::Refused { migration, why: Refusal::NoSuchMigration }))
+            (Source::Copying(s), Event::Guest(FromGuest::Prepared { migration, counts }))
                 if migration == s.offer.migration =>
             {
+                (Source::Copying(s), vec![Order::TellPeer(Peer::GuestPrepared { migration, counts })])
+            }
+            (
+                Source::Copying(s),
+                Event::Guest(
+                    FromGuest::Refused { migration, why: Refusal::NoSuchMigration } | FromGuest::Aborted { migration },
+                ),
+            ) if migration == s.offer.migration => {
                 // The agent was replaced under us, or its lease ran out: nothing is prepared any more.
                 let migration = s.offer.migration;
                 let why = GuestFailure::Refused(Refusal::NoSuchMigration);
@@ -201,32 +230,50 @@ impl Source {
             (Source::Copying(Copying { offer, flipped, lease, .. }), Event::Suspended) => {
                 stop(Stopped { offer, flipped, lease })
             }
-            (Source::Copying(s), Event::Restarted) => (Source::Copying(s), vec![Order::Follow]),
+            (Source::Copying(mut s), Event::Restarted) => {
+                s.lease = now + s.offer.lease;
+                (Source::Copying(s), vec![Order::Follow])
+            }
 
             // ---- Stopped
             (Source::Stopped(s), Event::Resumed) => {
                 let resumed = Order::TellPeer(Peer::Resumed { migration: s.offer.migration });
                 let Stopped { offer, flipped, lease } = s;
-                let state = Copying { offer, early: false, lease, left: None, flipped };
+                let state = Copying { offer, early: false, lease, left: None, flipped, resumed: true };
                 (Source::Copying(state), vec![Order::UndoDivert, resumed])
             }
-            (Source::Stopped(s), Event::Peer(Peer::Arrived { .. }) | Event::VmGone) => {
-                let lease = now + s.offer.lease;
-                (Source::Departed { offer: s.offer, lease }, vec![Order::RemoveAdvance])
+            (Source::Stopped(s), Event::Peer(Peer::Arrived { migration })) if migration == s.offer.migration => {
+                depart(now, s.offer, false)
             }
-            (Source::Stopped(s), Event::Restarted) => stop(s),
+            (Source::Stopped(s), Event::VmGone) => depart(now, s.offer, false),
+            // A VM that is paused here may run there: only its resumption or the peer's word ends that doubt.
+            (Source::Stopped(mut s), Event::Deadline) if now >= s.lease => {
+                s.lease = now + s.offer.lease;
+                let ask = Order::TellPeer(Peer::Stopped { migration: s.offer.migration });
+                (Source::Stopped(s), vec![ask])
+            }
+            // Diverted it is since before this state was written down. That it is paused still, libvirt must say.
+            (Source::Stopped(mut s), Event::Restarted) => {
+                s.lease = now + s.offer.lease;
+                (Source::Stopped(s), vec![Order::Follow])
+            }
 
             // ---- Departed
-            (Source::Departed { offer, .. }, Event::Peer(Peer::TakeDown { migration }))
+            (Source::Departed { lease, .. }, Event::Deadline) if now >= lease => {
+                (Source::Gone, vec![Order::UndoDivert, Order::RemoveHome])
+            }
+            (Source::Departed { offer, .. }, Event::Peer(Peer::Abort { migration }))
                 if migration == offer.migration =>
             {
+                // It left, but did not get there.
                 (
                     Source::Gone,
                     vec![Order::UndoDivert, Order::RemoveHome, Order::TellPeer(Peer::TakenDown { migration })],
                 )
             }
-            (Source::Departed { lease, .. }, Event::Deadline) if now >= lease => {
-                (Source::Gone, vec![Order::UndoDivert, Order::RemoveHome])
+            (Source::Departed { offer, .. }, Event::Restarted) => {
+                let lease = now + offer.lease;
+                (Source::Departed { offer, lease }, vec![])
             }
 
             // ---- Undoing
@@ -235,13 +282,22 @@ impl Source {
                 Event::Guest(FromGuest::Aborted { migration } | FromGuest::Refused { migration, .. }),
             ) if migration == offer.migration => undone(&offer),
             (Source::Undoing { offer, .. }, Event::VmGone) => undone(&offer),
-            (Source::Undoing { offer, until }, Event::Deadline) if now >= until => undone(&offer),
-            (Source::Undoing { offer, until }, Event::Restarted) => {
+            (Source::Undoing { offer, until, .. }, Event::Deadline) if now >= until => undone(&offer),
+            (Source::Undoing { offer, repeat, until }, Event::Deadline) if now >= repeat => {
                 let abort = Order::TellGuest(ToGuest::Abort { migration: offer.migration });
-                (Source::Undoing { offer, until }, vec![abort])
+                (Source::Undoing { offer, repeat: now + REPEAT, until }, vec![abort])
+            }
+            (Source::Undoing { offer, .. }, Event::Restarted) => {
+                let abort = Order::TellGuest(ToGuest::Abort { migration: offer.migration });
+                (Source::Undoing { offer, repeat: now + REPEAT, until: now + UNDO }, vec![abort])
             }
 
             // ---- any state: the peer keeps us, asks again, or gives up
+            (state @ Source::Undoing { .. }, Event::Peer(Peer::KeepAlive { migration }))
+                if state.is_about(migration) =>
+            {
+                (state, vec![Order::TellPeer(Peer::Abort { migration })]) // it has not heard of it
+            }
             (state, Event::Peer(Peer::KeepAlive { migration })) if state.is_about(migration) => state.renew(now),
             (state, Event::Peer(Peer::Offer(offer))) if state.is_about(offer.migration) => {
                 let migration = offer.migration;
@@ -251,17 +307,31 @@ impl Source {
                 };
                 (state, orders)
             }
-            // The destination saw the VM run before libvirt told us that it stopped.
-            (state @ (Source::Preparing(_) | Source::Copying(_)), Event::Peer(Peer::Arrived { migration }))
+            (state @ Source::Departed { .. }, Event::Peer(Peer::Arrived { migration }))
                 if state.is_about(migration) =>
             {
-                match state.into_offer() {
-                    Some(offer) => {
-                        let lease = now + offer.lease;
-                        (Source::Departed { offer, lease }, vec![Order::Divert, Order::RemoveAdvance])
-                    }
-                    None => (Source::Gone, vec![]),
-                }
+                state.renew(now)
+            }
+            // The destination saw the VM run before libvirt told us that it stopped; or after we had given up.
+            (
+                Source::Preparing(Preparing { offer, .. })
+                | Source::Copying(Copying { offer, .. })
+                | Source::Undoing { offer, .. },
+                Event::Peer(Peer::Arrived { migration }),
+            ) if offer.migration == migration => depart(now, offer, true),
+            // Where it went, nobody has said yet: the home tunnel stays until somebody does, or for a lease.
+            (Source::Preparing(Preparing { offer, .. }) | Source::Copying(Copying { offer, .. }), Event::VmGone) => {
+                depart(now, offer, true)
+            }
+            // Said of a VM that has arrived and settled, whatever of that we missed.
+            (state, Event::Peer(Peer::TakeDown { migration })) if state.is_about(migration) => {
+                let taken_down = Order::TellPeer(Peer::TakenDown { migration });
+                (Source::Gone, vec![Order::UndoDivert, Order::RemoveAdvance, Order::RemoveHome, taken_down])
+            }
+            // We may have been restarted while it was paused.
+            (state @ (Source::Preparing(_) | Source::Copying(_)), Event::Resumed) => {
+                let resumed = state.offer().map(|offer| Order::TellPeer(Peer::Resumed { migration: offer.migration }));
+                (state, [Order::UndoDivert].into_iter().chain(resumed).collect())
             }
             (state @ (Source::Building(_) | Source::Preparing(_) | Source::Copying(_) | Source::Stopped(_)), event)
                 if state.is_abort(now, &event) =>
@@ -282,7 +352,7 @@ impl Source {
             Source::Copying(s) => (s.lease, "a word from the destination"),
             Source::Stopped(s) => (s.lease, "the VM's arrival"),
             Source::Departed { lease, .. } => (*lease, "a word from the destination"),
-            Source::Undoing { until, .. } => (*until, "the guest to put everything back"),
+            Source::Undoing { repeat, until, .. } => (*repeat.min(until), "the guest to put everything back"),
             Source::Gone => return None,
         };
         Some(guest::Deadline { at, awaited })
@@ -335,8 +405,7 @@ impl Source {
         match event {
             Event::Peer(Peer::Abort { migration }) => self.is_about(*migration),
             Event::VmGone => true,
-            // A VM that is paused here may run there: only its resumption or the peer's word ends that doubt.
-            Event::Deadline => self.deadline().is_some_and(|d| now >= d.at) && !matches!(self, Source::Stopped(_)),
+            Event::Deadline => self.deadline().is_some_and(|d| now >= d.at),
             _ => false,
         }
     }
@@ -358,7 +427,7 @@ impl Source {
             return (state, [orders, rest].concat());
         }
         orders.push(Order::TellGuest(ToGuest::Abort { migration }));
-        (Source::Undoing { offer, until: now + UNDO }, orders)
+        (Source::Undoing { offer, repeat: now + REPEAT, until: now + UNDO }, orders)
     }
 
     fn renew(mut self, now: Millis) -> (Source, Vec<Order>) {
@@ -371,6 +440,9 @@ impl Source {
                 *lease = now + offer.lease;
                 if offer.join == Join::Before {
                     orders.push(Order::TellGuest(ToGuest::KeepAlive { migration: offer.migration }));
+                }
+                if let Source::Copying(Copying { offer, resumed: true, .. }) = &self {
+                    orders.push(Order::TellPeer(Peer::Resumed { migration: offer.migration }));
                 }
             }
             Source::Undoing { .. } | Source::Gone => {}
@@ -388,7 +460,7 @@ impl Building {
             let state = Preparing { offer, switch, lease, left: None, until: now + GUEST };
             (Source::Preparing(state), vec![accepted, prepare, Order::Follow])
         } else {
-            let state = Copying { offer, early: false, lease, left: None, flipped: false };
+            let state = Copying { offer, early: false, lease, left: None, flipped: false, resumed: false };
             (Source::Copying(state), vec![accepted, Order::Follow])
         }
     }
@@ -403,14 +475,23 @@ impl Preparing {
         };
         let Preparing { offer, lease, left, .. } = self;
         let tell = Order::TellPeer(Peer::GuestPrepared { migration: offer.migration, counts });
-        let (state, orders) = Copying { offer, early, lease, left, flipped: false }.flip_if_due();
+        let (state, orders) = Copying { offer, early, lease, left, flipped: false, resumed: false }.flip_if_due();
         (state, [vec![tell], orders].concat())
+    }
+
+    /// Prepared, and flipped as well.
+    fn switched(self, counts: Counts) -> (Source, Vec<Order>) {
+        let Preparing { offer, lease, left, .. } = self;
+        let migration = offer.migration;
+        let tell = [Peer::GuestPrepared { migration, counts }, Peer::Flipped { migration }];
+        let state = Copying { offer, early: true, lease, left, flipped: true, resumed: false };
+        (Source::Copying(state), tell.map(Order::TellPeer).into())
     }
 
     fn unprepared(self, why: GuestFailure) -> (Source, Vec<Order>) {
         let Preparing { offer, lease, left, .. } = self;
         let tell = Order::TellPeer(Peer::GuestRefused { migration: offer.migration, why });
-        (Source::Copying(Copying { offer, early: false, lease, left, flipped: false }), vec![tell])
+        (Source::Copying(Copying { offer, early: false, lease, left, flipped: false, resumed: false }), vec![tell])
     }
 }
 
@@ -428,6 +509,13 @@ impl Copying {
 fn undone(offer: &Offer) -> (Source, Vec<Order>) {
     let done = Order::TellPeer(Peer::TakenDown { migration: offer.migration });
     (Source::Gone, vec![Order::RemoveAdvance, Order::RemoveHome, done])
+}
+
+/// The VM is not here any more. Its old address lives on through the home tunnel.
+fn depart(now: Millis, offer: Offer, divert: bool) -> (Source, Vec<Order>) {
+    let lease = now + offer.lease;
+    let divert = divert.then_some(Order::Divert);
+    (Source::Departed { offer, lease }, divert.into_iter().chain([Order::RemoveAdvance]).collect())
 }
 
 fn stop(state: Stopped) -> (Source, Vec<Order>) {

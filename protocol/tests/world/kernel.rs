@@ -1,0 +1,142 @@
+//! The guest's kernel: what the guest's steps make of it, and what they must never do to it.
+
+use lsm_protocol::{
+    Counts, Drain, Refusal, Side,
+    guest::{Event, Step},
+};
+
+/// What is true whatever the machine believes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Truth {
+    /// The VM is at the destination.
+    pub there: bool,
+    /// A connection that has not joined the new address lives.
+    pub straggler: bool,
+    /// A legacy connection lives.
+    pub legacy: bool,
+    pub drain: Drain,
+    /// The drain policy's time is over.
+    pub cut: bool,
+}
+
+/// Addresses, endpoints and routes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The new vNIC has its address and its routes.
+    pub new_up: bool,
+    pub gateway_answered: bool,
+    /// The new address has its endpoint; who is no straggler has joined.
+    pub announced: bool,
+    pub preferred: Side,
+    pub default_route: Side,
+    /// The old endpoint is deleted, the old subflows are closed.
+    pub old_withdrawn: bool,
+    /// The old vNIC is down.
+    pub old_released: bool,
+    /// A step failed: what it would have removed may stay.
+    pub fault: bool,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Kernel {
+            new_up: false,
+            gateway_answered: false,
+            announced: false,
+            preferred: Side::Old,
+            default_route: Side::Old,
+            old_withdrawn: false,
+            old_released: false,
+            fault: false,
+        }
+    }
+}
+
+impl Kernel {
+    /// Does a step, or fails at it where `works` is false or it cannot be done. The error is a broken promise.
+    pub fn perform(&mut self, step: Step, works: bool, truth: &Truth) -> Result<Event, String> {
+        self.allowed(step, truth).map_err(|promise| format!("{step:?}: {promise}"))?;
+        let possible = match step {
+            Step::RaisePath => !self.old_released,
+            Step::Prefer(Side::New) => self.announced,
+            _ => true,
+        };
+        if step == Step::Reannounce {
+            self.announced = false; // whatever becomes of the second half
+        }
+        if !works || !possible {
+            self.fault = true;
+            return Ok(Event::Failed(step, Refusal::PathManager("as tried".to_owned())));
+        }
+        match step {
+            Step::RaisePath => self.new_up = true,
+            Step::ProbeGateway => self.gateway_answered = true,
+            Step::Announce | Step::Reannounce => self.announced = true,
+            Step::Prefer(side) => self.preferred = side,
+            Step::TakeOver => self.default_route = Side::New,
+            Step::Withdraw(Side::New) => self.announced = false,
+            Step::Withdraw(Side::Old) => self.old_withdrawn = true,
+            Step::LowerPath => {
+                self.new_up = false;
+                self.gateway_answered = false;
+                self.default_route = Side::Old;
+            }
+            Step::ReleaseOld => self.old_released = true,
+        }
+        Ok(Event::Done(step))
+    }
+
+    /// The promises about one step.
+    fn allowed(&self, step: Step, truth: &Truth) -> Result<(), &'static str> {
+        let sound = !self.fault;
+        match step {
+            Step::Announce | Step::Reannounce if !self.new_up => Err("announces an address that is not up"),
+            Step::Announce | Step::Reannounce if !self.gateway_answered => {
+                Err("announces before the gateway has answered")
+            }
+            Step::Reannounce if self.old_withdrawn => Err("closes the only subflows"),
+            Step::Prefer(Side::Old) if self.old_withdrawn => Err("prefers a path that is gone"),
+            Step::Withdraw(Side::New) | Step::LowerPath if self.old_withdrawn || self.old_released => {
+                Err("takes down the only path")
+            }
+            Step::Withdraw(Side::New) if sound && self.preferred == Side::New => Err("takes down the path in use"),
+            Step::LowerPath if sound && self.announced => Err("takes an address down that is still announced"),
+            Step::Withdraw(Side::Old) | Step::ReleaseOld if !truth.there => {
+                Err("gives up the old path while the VM is at the source")
+            }
+            Step::Withdraw(Side::Old) | Step::ReleaseOld if truth.straggler && !truth.cut => {
+                Err("gives up the old path while a connection has no other")
+            }
+            Step::Withdraw(Side::Old) | Step::ReleaseOld if !self.announced || self.preferred == Side::Old => {
+                Err("gives up the path in use")
+            }
+            Step::ReleaseOld if truth.legacy && !truth.cut => Err("gives up the address of a legacy connection"),
+            Step::ReleaseOld if truth.drain == Drain::Forever && !truth.cut => {
+                Err("gives up what was to stay for good")
+            }
+            Step::ReleaseOld if self.default_route == Side::Old => Err("gives up the vNIC of the default route"),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a count finds, of one connection that joins and the straggler; `moved` if data went by the new path.
+    pub fn count(&self, truth: &Truth, moved: bool) -> Counts {
+        let joined = u32::from(self.announced);
+        let moved = if moved && self.preferred == Side::New { joined } else { 0 };
+        let waiting = u32::from(truth.straggler) + u32::from(!self.announced);
+        Counts { joined, waiting, moved, legacy: truth.legacy.into(), early: joined }
+    }
+
+    /// Nothing of a migration is here, but the endpoint that covers the old address.
+    pub fn as_before(&self) -> bool {
+        let Kernel { new_up, announced, preferred, default_route, old_withdrawn, old_released, .. } = self;
+        let old = *preferred == Side::Old && *default_route == Side::Old && !old_withdrawn && !old_released;
+        old && !new_up && !announced
+    }
+
+    /// The new path is the only one.
+    pub fn as_after(&self) -> bool {
+        let Kernel { new_up, announced, preferred, default_route, old_released, .. } = self;
+        *new_up && *announced && *preferred == Side::New && *default_route == Side::New && *old_released
+    }
+}
