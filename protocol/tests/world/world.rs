@@ -38,6 +38,27 @@ pub fn offer(join: Join, drain: Drain) -> Offer {
     }
 }
 
+/// Compares with a file under `protocol/golden`; with `LSM_BLESS=1` in the environment, writes it instead.
+pub fn golden(name: &str, is: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
+    if std::env::var_os("LSM_BLESS").is_some_and(|bless| bless == "1") {
+        std::fs::write(&path, is).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        return;
+    }
+    let frozen =
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    let differing = frozen.lines().zip(is.lines()).position(|(frozen, is)| frozen != is);
+    let line = differing.unwrap_or_else(|| frozen.lines().count().min(is.lines().count()));
+    let at = |text: &str| text.lines().nth(line).unwrap_or("(the end)").to_owned();
+    assert!(
+        frozen == is,
+        "golden/{name} differs from line {} on:\n  frozen: {}\n  is:     {}\nIf that is meant, run the test again with LSM_BLESS=1 and commit the file.",
+        line + 1,
+        at(&frozen),
+        at(is)
+    );
+}
+
 /// A machine's text, shorter: what never changes is left out.
 pub fn brief(text: &str) -> String {
     let plan = offer(Join::Before, Drain::UntilIdle);

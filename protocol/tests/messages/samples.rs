@@ -1,0 +1,127 @@
+//! One message of every kind, and of every kind of thing in them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lsm_protocol::{
+    Addressing, Counts, Decline, Drain, FromGuest, GuestFailure, GuestStatus, Hello, Join, Mac, Offer, Peer, Prepare,
+    Refusal, Running, Side, ToGuest, Uuid, VnicPlace,
+};
+
+use crate::world::{FOREIGN, OURS, offer};
+
+const COUNTS: Counts = Counts { joined: 300, waiting: 2, moved: 299, legacy: 1, early: 70_000 };
+const OLD: Mac = Mac([0x52, 0x54, 0, 0xaa, 0, 1]);
+const VM: Uuid = Uuid([0xcc; 16]);
+
+/// What hosts and guests greet each other with.
+pub fn hello() -> Vec<(&'static str, Hello)> {
+    vec![
+        ("ours", Hello { versions: vec![1], software: "lsm-guest 0.1.0".to_owned() }),
+        ("of many versions", Hello { versions: vec![300, 2, 1], software: String::new() }),
+    ]
+}
+
+pub fn to_guest() -> Vec<(&'static str, ToGuest)> {
+    let plan = offer(Join::Before, Drain::UntilIdle).prepare(false);
+    let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7));
+    let (gateway, prefix_len) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 64);
+    let v6 = Addressing::Static { address: v6, prefix_len, gateway };
+    let migration = OURS;
+    vec![
+        ("Prepare", ToGuest::Prepare(plan.clone())),
+        (
+            "Prepare, IPv6, for a time",
+            ToGuest::Prepare(Prepare { addressing: v6, drain: Drain::For(300_000), ..plan.clone() }),
+        ),
+        (
+            "Prepare, DHCP, for ever",
+            ToGuest::Prepare(Prepare { addressing: Addressing::Dhcp, drain: Drain::Forever, ..plan.clone() }),
+        ),
+        (
+            "Prepare, SLAAC, arrived",
+            ToGuest::Prepare(Prepare { addressing: Addressing::Slaac, arrived: true, ..plan.clone() }),
+        ),
+        ("Prepare, DHCP and SLAAC", ToGuest::Prepare(Prepare { addressing: Addressing::DhcpSlaac, ..plan })),
+        ("Switch to the new", ToGuest::Switch { migration, to: Side::New }),
+        ("Switch to the old", ToGuest::Switch { migration, to: Side::Old }),
+        ("Arrived", ToGuest::Arrived { migration }),
+        ("Abort", ToGuest::Abort { migration }),
+        ("KeepAlive", ToGuest::KeepAlive { migration }),
+        ("Query", ToGuest::Query),
+        ("Release", ToGuest::Release { migration }),
+    ]
+}
+
+fn refusals() -> Vec<(&'static str, Refusal)> {
+    let gateway = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+    vec![
+        ("Busy", Refusal::Busy(FOREIGN)),
+        ("NoSuchMigration", Refusal::NoSuchMigration),
+        ("NoSuchVnic", Refusal::NoSuchVnic(OLD)),
+        ("Path", Refusal::Path { mac: OLD, detail: "no route".to_owned() }),
+        ("GatewaySilent", Refusal::GatewaySilent(gateway)),
+        ("PathManager", Refusal::PathManager("limit reached".to_owned())),
+        ("Addressing", Refusal::Addressing),
+        ("Arrived", Refusal::Arrived),
+        ("NotPrepared", Refusal::NotPrepared),
+    ]
+}
+
+pub fn from_guest() -> Vec<(String, FromGuest)> {
+    let migration = OURS;
+    let status = GuestStatus {
+        state: "switched".to_owned(),
+        migration: Some(OURS),
+        counts: COUNTS,
+        awaiting: Some("data on every new subflow".to_owned()),
+    };
+    let idle = GuestStatus { state: "idle".to_owned(), migration: None, counts: Counts::default(), awaiting: None };
+    let mut all = vec![
+        ("Prepared".to_owned(), FromGuest::Prepared { migration, counts: COUNTS }),
+        ("Switched to the new".to_owned(), FromGuest::Switched { migration, to: Side::New, counts: COUNTS }),
+        ("Switched to the old".to_owned(), FromGuest::Switched { migration, to: Side::Old, counts: COUNTS }),
+        ("Settled".to_owned(), FromGuest::Settled { migration }),
+        ("Aborted".to_owned(), FromGuest::Aborted { migration }),
+        ("Status".to_owned(), FromGuest::Status(status)),
+        ("Status, idle".to_owned(), FromGuest::Status(idle)),
+    ];
+    let refused = |(name, why)| (format!("Refused: {name}"), FromGuest::Refused { migration, why });
+    all.extend(refusals().into_iter().map(refused));
+    all
+}
+
+pub fn peer() -> Vec<(String, Peer)> {
+    let migration = OURS;
+    let places = vec![
+        VnicPlace { mac: OLD, lan: Some("montreal".to_owned()) },
+        VnicPlace { mac: Mac([0x52, 0x54, 0, 0xaa, 0, 2]), lan: None },
+    ];
+    let underlay = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let running = Running { vnics: places, active: OLD, underlay, mtu: 1500 };
+    let after = Offer { underlay: IpAddr::V6(Ipv6Addr::LOCALHOST), ..offer(Join::After, Drain::For(1)) };
+    let mut all = vec![
+        ("Locate", Peer::Locate { vm: VM }),
+        ("Located", Peer::Located { vm: VM, running: Some(running) }),
+        ("Located, not here", Peer::Located { vm: VM, running: None }),
+        ("Offer", Peer::Offer(offer(Join::Before, Drain::UntilIdle))),
+        ("Offer, join after", Peer::Offer(after)),
+        ("Offer, join never", Peer::Offer(offer(Join::Never, Drain::Forever))),
+        ("Accepted", Peer::Accepted { migration }),
+        ("Declined: Busy", Peer::Declined { migration, why: Decline::Busy(FOREIGN) }),
+        ("Declined: NotRunning", Peer::Declined { migration, why: Decline::NotRunning }),
+        ("Declined: Tunnel", Peer::Declined { migration, why: Decline::Tunnel("exists".to_owned()) }),
+        ("Declined: Mtu", Peer::Declined { migration, why: Decline::Mtu { needed: 1550, available: 1500 } }),
+        ("GuestPrepared", Peer::GuestPrepared { migration, counts: COUNTS }),
+        ("GuestRefused: Refused", Peer::GuestRefused { migration, why: GuestFailure::Refused(Refusal::Addressing) }),
+        ("GuestRefused: Silent", Peer::GuestRefused { migration, why: GuestFailure::Silent(8_000) }),
+        ("Flipped", Peer::Flipped { migration }),
+        ("Stopped", Peer::Stopped { migration }),
+        ("Resumed", Peer::Resumed { migration }),
+        ("Arrived", Peer::Arrived { migration }),
+        ("TakeDown", Peer::TakeDown { migration }),
+        ("TakenDown", Peer::TakenDown { migration }),
+        ("Abort", Peer::Abort { migration }),
+        ("KeepAlive", Peer::KeepAlive { migration }),
+    ];
+    all.drain(..).map(|(name, peer)| (name.to_owned(), peer)).collect()
+}
