@@ -1,0 +1,129 @@
+use lsm_protocol::{
+    Counts, Drain, Join, Millis, Prepare, Refusal, Side, ToGuest,
+    guest::{Deadline, Event, Guest, Order, Step},
+};
+
+use crate::{
+    Machine, Row, table,
+    world::{FOREIGN, OURS, golden, offer},
+};
+
+impl Machine for Guest {
+    type Event = Event;
+    type Order = Order;
+
+    fn take(self, now: Millis, event: Event) -> (Self, Vec<Order>) {
+        self.handle(now, event)
+    }
+
+    fn awaits(&self) -> Option<Deadline> {
+        self.deadline()
+    }
+
+    fn is_deadline(event: &Event) -> bool {
+        *event == Event::Deadline
+    }
+}
+
+const ALL: Counts = Counts { joined: 2, waiting: 0, moved: 0, legacy: 0, early: 2 };
+const ONE: Counts = Counts { joined: 1, waiting: 1, moved: 0, legacy: 0, early: 1 };
+const MOVED: Counts = Counts { moved: 2, ..ALL };
+const LEGACY: Counts = Counts { legacy: 1, ..MOVED };
+
+fn plan(arrived: bool) -> Prepare {
+    offer(Join::Before, Drain::UntilIdle).prepare(arrived)
+}
+
+fn events() -> Vec<Event> {
+    let migration = OURS;
+    let told = [
+        ToGuest::Prepare(plan(false)),
+        ToGuest::Prepare(plan(true)),
+        ToGuest::Switch { migration, to: Side::New },
+        ToGuest::Switch { migration, to: Side::Old },
+        ToGuest::Arrived { migration },
+        ToGuest::Release { migration },
+        ToGuest::Abort { migration },
+        ToGuest::KeepAlive { migration },
+        ToGuest::Query,
+        ToGuest::Prepare(Prepare { migration: FOREIGN, ..plan(false) }),
+        ToGuest::Arrived { migration: FOREIGN },
+        ToGuest::Abort { migration: FOREIGN },
+    ];
+    let steps = [
+        Step::RaisePath,
+        Step::ProbeGateway,
+        Step::Announce,
+        Step::Reannounce,
+        Step::Prefer(Side::New),
+        Step::Prefer(Side::Old),
+        Step::TakeOver,
+        Step::Withdraw(Side::New),
+        Step::Withdraw(Side::Old),
+        Step::LowerPath,
+        Step::ReleaseOld,
+    ];
+    let mut events: Vec<Event> = told.into_iter().map(Event::Told).collect();
+    events.extend(steps.map(Event::Done));
+    events.extend(steps.map(|step| Event::Failed(step, Refusal::PathManager("no".to_owned()))));
+    events.extend([ALL, ONE, MOVED, LEGACY].map(Event::Counted));
+    events.extend([Event::SubflowsChanged, Event::TransportReset, Event::Deadline, Event::Restarted]);
+    events
+}
+
+fn rows() -> Vec<Row<Guest>> {
+    let migration = OURS;
+    let prepare = Event::Told(ToGuest::Prepare(plan(false)));
+    let probing = vec![prepare.clone(), Event::Done(Step::RaisePath)];
+    let announcing = [probing.clone(), vec![Event::Done(Step::ProbeGateway)]].concat();
+    let joining = [announcing.clone(), vec![Event::Done(Step::Announce)]].concat();
+    let prepared = [joining.clone(), vec![Event::Counted(ALL)]].concat();
+    let early = [prepared.clone(), vec![Event::Told(ToGuest::Switch { migration, to: Side::New })]].concat();
+    let confirmed = [early.clone(), vec![Event::Done(Step::Prefer(Side::New))]].concat();
+    let guessed = [confirmed.clone(), vec![Event::TransportReset]].concat();
+    let over = [guessed.clone(), vec![Event::Done(Step::TakeOver)]].concat();
+    let sure = [over.clone(), vec![Event::Told(ToGuest::Arrived { migration })]].concat();
+    let back = [sure.clone(), vec![Event::Told(ToGuest::Switch { migration, to: Side::Old })]].concat();
+    let draining = [sure.clone(), vec![Event::Counted(LEGACY)]].concat();
+    let landed = [draining.clone(), vec![Event::Deadline]].concat();
+    let withdrawing = [landed.clone(), vec![Event::Counted(LEGACY)]].concat();
+    let holding = [withdrawing.clone(), vec![Event::Done(Step::Withdraw(Side::Old))]].concat();
+    let releasing = [holding.clone(), vec![Event::Counted(MOVED)]].concat();
+    let settled = [releasing.clone(), vec![Event::Done(Step::ReleaseOld)]].concat();
+    let undoing = [confirmed.clone(), vec![Event::Told(ToGuest::Abort { migration })]].concat();
+    let lowering = [undoing.clone(), vec![Event::Deadline]].concat();
+    let aborted = [lowering.clone(), vec![Event::Done(Step::LowerPath)]].concat();
+    let refused = [probing.clone(), vec![Event::Deadline]].concat();
+    let row = |name, events| Row::new(name, Guest::default(), events);
+    vec![
+        row("idle", vec![]),
+        row("raising the path", vec![prepare]),
+        row("probing the gateway", probing.clone()),
+        row("probing, arrival guessed", [probing, vec![Event::TransportReset]].concat()),
+        row("announcing", announcing),
+        row("joining", joining.clone()),
+        row("joining, announced again", [joining, vec![Event::Counted(ONE), Event::Deadline]].concat()),
+        row("prepared", prepared),
+        row("switched early, the kernel not yet", early),
+        row("switched early", confirmed),
+        row("switched, arrival guessed, not taken over", guessed),
+        row("switched, arrival guessed", over),
+        row("switched, arrival sure", sure),
+        row("switched back after arrival", back),
+        row("draining", draining),
+        row("drained, counting", landed),
+        row("withdrawing: beyond the point of no return", withdrawing),
+        row("holding the old address", holding),
+        row("releasing", releasing),
+        row("settled", settled),
+        row("undoing, draining", undoing),
+        row("undoing, lowering", lowering),
+        row("undoing, having refused", refused),
+        row("aborted", aborted),
+    ]
+}
+
+#[test]
+fn as_frozen() {
+    golden("guest.transitions", &table(rows(), &events()));
+}
