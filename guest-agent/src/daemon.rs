@@ -169,6 +169,7 @@ impl Daemon {
                 self.hosts.iter().filter(|(s, _)| *s == session).for_each(|(_, h)| drop(h.send(status.clone())));
             }
             News::Said { told, .. } => self.feed(Event::Told(told)).await,
+            News::Succeeded => self.feed(Event::TransportReset).await,
             News::Closed { session, reset } => {
                 self.hosts.retain(|(s, _)| *s != session);
                 if reset {

@@ -24,6 +24,8 @@ pub enum News {
     /// Versions are agreed; answers go into `outbox`.
     Opened { session: u64, outbox: mpsc::UnboundedSender<FromGuest> },
     Said { session: u64, told: ToGuest },
+    /// Another host speaks on the same port: the one before was left behind.
+    Succeeded,
     /// `reset`: not closed by the host's service in good order, as far as this transport can tell.
     Closed { session: u64, reset: bool },
 }
@@ -127,11 +129,13 @@ impl Talk<'_> {
             if let Err(error) = ours.agree(&theirs) {
                 return Ok(Err((bytes, Ended::Version(error))));
             }
-            // On a serial port a new host may follow an old one without a gap: Hello again is fine.
-            if let Some(outbox) = self.outbox.take() {
-                tracing::info!(session = self.session, host = theirs.software, "a host is here");
-                let _ = self.news.send(News::Opened { session: self.session, outbox });
-            }
+            let news = match self.outbox.take() {
+                Some(outbox) => News::Opened { session: self.session, outbox },
+                // A host at the destination may dial so soon that the port never looks unplugged.
+                None => News::Succeeded,
+            };
+            let _ = self.news.send(news);
+            tracing::info!(session = self.session, host = theirs.software, "a host is here");
             return Ok(Ok(bytes));
         }
         if self.outbox.is_some() {

@@ -206,11 +206,22 @@ impl Departure {
             let (progress, vm) = (self.progress.0.clone(), offer.vm);
             let task = tokio::task::spawn_local(async move {
                 let (jobs, uuid) = (libvirt::Jobs::open(libvirt::Place::default()).await, vm.to_string());
+                let (mut told, mut pace) = (String::new(), Pace::default());
                 loop {
                     tokio::time::sleep(FOLLOW).await;
-                    let left = jobs.progress(&uuid).await.ok().flatten().and_then(|job| left(&job));
-                    if left.is_some_and(|left| progress.send(left).is_err()) {
-                        return;
+                    match jobs.progress(&uuid).await {
+                        Ok(job) => {
+                            let left = job.as_ref().and_then(|job| pace.left(job));
+                            tracing::debug!(?job, left, "the copy's progress");
+                            if left.is_some_and(|left| progress.send(left).is_err()) {
+                                return;
+                            }
+                        }
+                        Err(error) if story(&error) != told => {
+                            told = story(&error);
+                            tracing::warn!(error = told, "cannot follow the copy; an early flip may come too late");
+                        }
+                        Err(_) => {}
                     }
                 }
             });
@@ -280,13 +291,27 @@ impl Departure {
     }
 }
 
-/// How long the copy will go on at its present rate; `None` before QEMU has measured that.
-fn left(job: &libvirt::Progress) -> Option<u64> {
-    let time = |bytes: u64, rate: u64| if bytes == 0 { Some(0) } else { (bytes * 1_000).checked_div(rate) };
-    if job.data_total == 0 {
-        return None;
+/// How fast the copy goes. What QEMU calls its rate is that of the bytes sent; memory that holds zeros is done at once,
+/// and the remainder falls much faster there.
+#[derive(Default)]
+struct Pace {
+    last: Option<(Duration, u64)>,
+}
+
+impl Pace {
+    /// How long the copy will go on, in milliseconds; `None` before QEMU has measured anything.
+    fn left(&mut self, job: &libvirt::Progress) -> Option<u64> {
+        if job.data_total == 0 {
+            return None;
+        }
+        let remaining = job.memory_remaining + job.disk_remaining;
+        let seen = self.last.replace((job.elapsed, remaining)).and_then(|(then, before)| {
+            let elapsed = job.elapsed.saturating_sub(then).as_millis() as u64;
+            before.checked_sub(remaining)?.saturating_mul(1_000).checked_div(elapsed)
+        });
+        let rate = (job.memory_rate + job.disk_rate).max(seen.unwrap_or(0));
+        if remaining == 0 { Some(0) } else { remaining.saturating_mul(1_000).checked_div(rate) }
     }
-    Some(time(job.memory_remaining, job.memory_rate)?.max(time(job.disk_remaining, job.disk_rate)?))
 }
 
 /// What the guest says, on a line that may not be open.

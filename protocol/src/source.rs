@@ -19,8 +19,9 @@ use crate::{Counts, Decline, FromGuest, GuestFailure, Join, Millis, Offer, Peer,
 /// The guest answers a `Prepare` within this: its own deadlines, and a slow transport.
 pub const GUEST: Millis = guest::GATEWAY + guest::JOINS * guest::ANNOUNCEMENTS as Millis + 2_000;
 /// An early flip is ordered when the copy has about this much left: the order's way into the guest, both priorities on
-/// their way to every client, and the last data on the old path back, at 300 ms RTT.
-pub const EARLY: Millis = 1_000;
+/// their way to every client, and the last data on the old path back, at 300 ms RTT; and as much again, since the copy's
+/// end comes suddenly where the last of the memory holds zeros.
+pub const EARLY: Millis = 2_000;
 /// After an abort the guest flips back, drains and withdraws within this.
 pub const UNDO: Millis = guest::DRAIN + 2_000;
 /// An abort that the guest has not answered is said again after this.

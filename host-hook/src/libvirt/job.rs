@@ -65,7 +65,11 @@ impl Jobs {
         let answer = bus.call_method(Some("org.libvirt"), object, interface, "GetJobStats", &0_u32).await?;
         let ((kind, stats),): ((i32, HashMap<String, OwnedVariant>),) = answer.body().deserialize()?;
         let number = |key: &str| {
-            let value = stats.get(key)?;
+            // libvirt-dbus 1.4.1 wraps each number twice: a variant in a variant.
+            let value = match &**stats.get(key)? {
+                zbus::Variant::Variant(inner) => &**inner,
+                value => value,
+            };
             u64::try_from(value).ok().or_else(|| u64::try_from(i32::try_from(value).ok()?).ok())
         };
         // VIR_DOMAIN_JOB_NONE
