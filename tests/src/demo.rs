@@ -142,7 +142,7 @@ impl<'a> Play<'a> {
             ..ClientOptions::new(address.into())
         };
         let mut client = spawn(stage, &client_options)?;
-        stage.guest.spawn("open", &format!("lsm-traffic open --to {CLIENT}:{LISTEN} --count {by_vm}"))?;
+        stage.guest.spawn("open", &format!("chrt -f 10 lsm-traffic open --to {CLIENT}:{LISTEN} --count {by_vm}"))?;
         let opened = client.ready(Duration::from_secs(30)).map_err(lab)?;
         let known = subflows(stage.topology.ns("client").command("ss")).map_err(lab)?;
         let mut connections = Vec::new();

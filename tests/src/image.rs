@@ -30,8 +30,13 @@ const MODULES: [&str; 8] = [
 
 /// Programs of the machine that go into the VM as they are, with their libraries. dash and not busybox's shell, which
 /// prefers its own applets: its `ip` knows nothing of MPTCP.
-const PROGRAMS: [(&str, &str); 4] =
-    [("/bin/dash", "/bin/sh"), ("/sbin/ip", "/sbin/ip"), ("/bin/ss", "/sbin/ss"), ("/sbin/tc", "/sbin/tc")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("/bin/dash", "/bin/sh"),
+    ("/sbin/ip", "/sbin/ip"),
+    ("/bin/ss", "/sbin/ss"),
+    ("/sbin/tc", "/sbin/tc"),
+    ("/usr/bin/chrt", "/bin/chrt"),
+];
 
 /// Numbers the files being written by this process.
 static PARTIAL: AtomicU32 = AtomicU32::new(0);

@@ -86,6 +86,12 @@ impl MoveReport {
         Some((self.longest_gap_ms? - self.pause_ms?).max(0.0))
     }
 
+    /// From RESUME to the first frame that the guest itself sent: before it, no agent could have done anything.
+    pub fn awake_ms(&self) -> Option<f64> {
+        let at = |name: &str| self.steps.iter().find(|step| step.name == name).map(|step| step.at_ms);
+        Some(at("first frame of the VM")? - at("arrived")?)
+    }
+
     /// What went wrong, in words; `direct` tells whether the direct path was to be reached at all. Empty: nothing.
     pub fn faults(&self, direct: bool) -> Vec<String> {
         let Connections { total, survived, on_direct_path, .. } = self.connections;

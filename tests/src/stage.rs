@@ -62,11 +62,14 @@ impl Stage {
     /// Whatever did not come up, with its own words.
     pub fn set(options: &StageOptions, mut told: impl FnMut(&str)) -> Result<Stage> {
         let hook = static_program("lsm-hook", "lsm-hook")?;
+        // The agent runs as its unit has it. The traffic has a real-time priority too: it is there to show what the
+        // network does, not how an emulated CPU divides its time over a queue of waiting frames.
         let mut image = ImageBuilder::new(&options.kernel)
             .program(&static_program("lsm-tests", "lsm-traffic")?)?
-            .service("traffic", &format!("/bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
+            .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
         if options.agent {
-            image = image.program(&static_program("lsm-guest", "lsm-guest")?)?.service("lsm-guest", "/bin/lsm-guest run");
+            let agent = static_program("lsm-guest", "lsm-guest")?;
+            image = image.program(&agent)?.service("lsm-guest", "chrt -r 1 /bin/lsm-guest run");
         }
         let image = image.build()?;
         told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));
@@ -176,7 +179,7 @@ impl Stage {
 }
 
 fn serve(site: &Site, hook: &std::path::Path) -> Result<Process> {
-    let service = site.service("lsm-hook", site.command(hook).arg("serve"))?;
+    let service = site.service("lsm-hook", site.command("chrt").args(["-r", "1"]).arg(hook).arg("serve"))?;
     let socket = site.inside("/run/lsm/hook.sock");
     wait_for("lsm-hook to listen", Duration::from_secs(10), || {
         std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())

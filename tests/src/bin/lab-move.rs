@@ -4,6 +4,12 @@ fn main() {
     let policy = std::env::args().nth(1).unwrap_or_default().replace(';', "\n");
     let stage = Stage::set(&StageOptions { policy, ..Default::default() }, |s| println!("{s}")).unwrap_or_else(|e| { println!("{}", chain(&e)); std::process::exit(1) });
     println!("{}", stage.guest.must("cat /var/log/lsm-guest.log; lsm-guest status; ip -br addr").unwrap_or_else(|e| chain(&e)));
+    if let Ok(cs) = std::env::var("CMDS") {
+        for c in cs.split('|') {
+            println!("# {c}\n{}", stage.guest.exec_within(c, Duration::from_secs(10)).map_or_else(|e| chain(&e), |o| format!("{o:?}").replace("\\n", "\n")));
+        }
+        return;
+    }
     let r = stage.migrate("dallas");
     println!("migrate: {:?}", r.map_err(|e| chain(&e)));
     let s = stage.settled(Duration::from_secs(15));

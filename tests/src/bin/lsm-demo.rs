@@ -45,6 +45,9 @@ struct Arguments {
     /// Time between records, per connection and direction, in milliseconds.
     #[arg(long, default_value_t = 10)]
     period: u64,
+    /// Virtual CPUs of the VM.
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
     /// Write the figures there as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -96,7 +99,7 @@ fn main() -> ExitCode {
         moves: arguments.moves as usize,
         connections: arguments.connections,
         period: Duration::from_millis(arguments.period.max(1)),
-        stage: StageOptions { kernel: arguments.kernel.clone(), topology, ..StageOptions::default() },
+        stage: StageOptions { kernel: arguments.kernel.clone(), vcpus: arguments.vcpus, topology, ..StageOptions::default() },
     };
     let outcome = match demo::run(&options, &Live::new(false)) {
         Ok(outcome) => outcome,

@@ -219,6 +219,7 @@ impl Watched<'_, '_> {
             ("prepared", last_join),
             ("paused", self.stopped),
             ("arrived", Some(self.resumed)),
+            ("first frame of the VM", self.first_frame()),
             ("switched", first_on_new),
             ("virsh done", Some(self.migrated)),
             ("settled", self.settled),
@@ -261,7 +262,7 @@ impl Watched<'_, '_> {
             rtt: self.relative(rtt_series(self.log, shown)),
             marks: steps
                 .into_iter()
-                .filter(|step| !matches!(step.name.as_str(), "migrate" | "virsh done"))
+                .filter(|step| !matches!(step.name.as_str(), "migrate" | "first frame of the VM" | "virsh done"))
                 .map(|Step { name, at_ms }| Mark { name, at_ms })
                 .collect(),
             pause_ms: self.stopped.map(|at| (since(at), since(self.resumed))),
@@ -304,6 +305,16 @@ impl Watched<'_, '_> {
             destination_tap: &destination,
         };
         ArrivalToDirect { to_client: to_client(&of).map(milliseconds), to_vm: to_vm(&of).map(milliseconds) }
+    }
+
+    /// The first frame that the guest itself sent after arrival: what happened before is QEMU's work, not the agent's.
+    fn first_frame(&self) -> Option<Nanos> {
+        let frames = self.taps_to.values().flat_map(|tap| self.recordings.to.on(tap));
+        let own = frames.filter(|frame| {
+            let by_qemu = matches!(&frame.packet, Packet::Arp(arp) if arp.reverse);
+            !frame.outgoing && frame.at >= self.resumed && !by_qemu
+        });
+        own.map(|frame| frame.at).min()
     }
 
     /// The MAC of the vNIC in the LAN that the VM came to: the one whose tap is in that LAN's bridge.

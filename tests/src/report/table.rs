@@ -36,6 +36,7 @@ pub(super) fn rows(moves: &[MoveReport]) -> Vec<(&'static str, String)> {
     vec![
         ("arrival to direct path, to the client", times(|report| report.arrival_to_direct_ms.to_client)),
         ("arrival to direct path, to the VM", times(|report| report.arrival_to_direct_ms.to_vm)),
+        ("arrival to the VM's first frame", times(MoveReport::awake_ms)),
         ("longest gap minus pause", times(MoveReport::gap_minus_pause_ms)),
         ("longest gap", times(|report| report.longest_gap_ms)),
         ("pause of the VM", times(|report| report.pause_ms)),
