@@ -19,6 +19,8 @@ use crate::{
 
 /// The source builds its ends within this; libvirt waits in the hook meanwhile.
 pub const ACCEPT: Millis = 4_000;
+/// So often in a lease the source hears of us: some may be lost, and we may be restarted in between.
+const KEEP_ALIVES: Millis = 6;
 /// What got no answer is said again after this.
 pub const REPEAT: Millis = 2_000;
 /// The guest leaves the old path within this when the operator ends it.
@@ -70,7 +72,8 @@ pub enum Order {
     BuildEnds,
     TellPeer(Peer),
     TellGuest(ToGuest),
-    /// The waiting hook prints the rewritten XML, with a warning if there is one.
+    /// The waiting hook prints the rewritten XML, with a warning if there is one. Always the last order: the state must
+    /// be on disk before libvirt goes on, or a restart takes the migration for one that libvirt has refused.
     Admit {
         warning: Option<GuestFailure>,
     },
@@ -98,6 +101,8 @@ pub enum Event {
     /// The operator asks for the tunnel to go.
     Release,
     Deadline,
+    /// The service was started and found this state on disk. What it missed follows: `Arrived` if libvirt finds the VM
+    /// running here, `VmGone` if it had been started here and is not any more.
     Restarted,
 }
 
@@ -114,6 +119,7 @@ pub enum Destination {
     Waiting {
         offer: Offer,
         policy: Policy,
+        keep_alive: Millis,
         until: Millis,
     },
     Incoming {
@@ -185,10 +191,14 @@ impl Destination {
                 Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
                 Unprepared::PostJoin => admit(now, offer, Some(why)),
             },
-            (Waiting { offer, policy, until }, Event::Deadline) if now >= until => match policy.unprepared {
+            (Waiting { offer, policy, until, .. }, Event::Deadline) if now >= until => match policy.unprepared {
                 Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
                 Unprepared::PostJoin => admit(now, offer, None),
             },
+            (Waiting { offer, policy, keep_alive, until }, Event::Deadline) if now >= keep_alive => {
+                let (keep_alive, say) = keep_alive_again(now, &offer);
+                (Waiting { offer, policy, keep_alive, until }, vec![say])
+            }
 
             // ---- Incoming
             (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Stopped { .. })) => {
@@ -200,13 +210,11 @@ impl Destination {
             // A guest that speaks to us runs here. Nothing else may say so after a restart.
             (Incoming { offer, diverted, .. }, Event::Arrived | Event::Guest(_)) => arrive(now, offer, diverted),
             (Incoming { offer, diverted, .. }, Event::Restarted) => {
-                let keep_alive = now + offer.lease / 3;
-                let say = Order::TellPeer(Peer::KeepAlive { migration: offer.migration });
+                let (keep_alive, say) = keep_alive_again(now, &offer);
                 (Incoming { offer, diverted, keep_alive }, vec![say, Order::TellGuest(ToGuest::Query)])
             }
             (Incoming { offer, diverted, keep_alive }, Event::Deadline) if now >= keep_alive => {
-                let say = Order::TellPeer(Peer::KeepAlive { migration: offer.migration });
-                let keep_alive = now + offer.lease / 3;
+                let (keep_alive, say) = keep_alive_again(now, &offer);
                 (Incoming { offer, diverted, keep_alive }, vec![say])
             }
             (Incoming { offer, .. }, Event::Peer(Peer::Abort { .. })) => undo(now, offer, false),
@@ -222,7 +230,7 @@ impl Destination {
                 Event::Guest(
                     FromGuest::Refused { migration, why: Refusal::NoSuchMigration } | FromGuest::Aborted { migration },
                 ),
-            ) if migration == offer.migration => match leave {
+            ) if migration == offer.migration && offer.join != Join::Never => match leave {
                 Some(_) => take_down(now, offer), // nothing of it is left there
                 None => {
                     let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(true)));
@@ -296,7 +304,7 @@ impl Destination {
     pub fn deadline(&self) -> Option<guest::Deadline> {
         let (at, awaited) = match self {
             Destination::Building { until, .. } => (*until, "both hosts' tunnel ends"),
-            Destination::Waiting { until, .. } => (*until, "the guest's preparation"),
+            Destination::Waiting { keep_alive, until, .. } => (*keep_alive.min(until), "the guest's preparation"),
             Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
                 (*repeat.min(leave), "the guest to leave the old path")
@@ -354,15 +362,21 @@ fn both(
         return (Destination::Building { offer, policy, built, accepted, until }, vec![]);
     }
     if offer.join == Join::Before && policy.prepare_wait > 0 {
-        (Destination::Waiting { offer, policy, until: now + policy.prepare_wait }, vec![])
+        let (keep_alive, say) = keep_alive_again(now, &offer);
+        (Destination::Waiting { offer, policy, keep_alive, until: now + policy.prepare_wait }, vec![say])
     } else {
         admit(now, offer, None)
     }
 }
 
 fn admit(now: Millis, offer: Offer, warning: Option<GuestFailure>) -> (Destination, Vec<Order>) {
-    let keep_alive = now + offer.lease / 3;
-    (Destination::Incoming { offer, diverted: false, keep_alive }, vec![Order::Admit { warning }])
+    let (keep_alive, say) = keep_alive_again(now, &offer);
+    (Destination::Incoming { offer, diverted: false, keep_alive }, vec![say, Order::Admit { warning }])
+}
+
+/// When the source hears of us next, and what it hears now.
+fn keep_alive_again(now: Millis, offer: &Offer) -> (Millis, Order) {
+    (now + offer.lease / KEEP_ALIVES, Order::TellPeer(Peer::KeepAlive { migration: offer.migration }))
 }
 
 fn refuse(now: Millis, offer: Offer, why: Refused) -> (Destination, Vec<Order>) {

@@ -147,8 +147,10 @@ pub struct Switched {
     pub recount: Millis,
     /// How long after that to look once more.
     pub pause: Millis,
-    /// Before arrival: when the silence of the host has lasted too long.
+    /// Before sure arrival: when the silence of the hosts has lasted too long.
     pub lease: Option<Millis>,
+    /// It has. If the arrival is guessed, the new LAN's gateway is asked whether the new path leads anywhere.
+    pub proving: bool,
     /// When the drain policy cuts what is left; counted from sure arrival.
     pub cut: Option<Millis>,
 }
@@ -334,6 +336,7 @@ impl Guest {
                 Stage::Raising | Stage::Announcing => return None,
             },
             Guest::Prepared(s) => (s.lease?, "a word from the host"),
+            Guest::Switched(s) if s.proving => (s.recount, "an answer from the new LAN's gateway"),
             Guest::Switched(s) if !s.stands() => (s.recount, "the kernel to take the flip"),
             Guest::Switched(s) => (s.recount, "data on every new subflow"),
             Guest::Settling(s) => match s.leaving {
@@ -515,7 +518,8 @@ impl Prepared {
             taken_over: false,
             recount: now + RETRY,
             pause: RECOUNT,
-            lease: (arrival == Arrival::No).then_some(now + self.plan.lease),
+            lease: (arrival < Arrival::Sure).then_some(now + self.plan.lease),
+            proving: false,
             cut: None,
             plan: self.plan,
         };
@@ -532,6 +536,19 @@ impl Switched {
                 let answer = self.answer();
                 (Guest::Switched(self), vec![answer])
             }
+            // No host knows of us. If the VM did arrive, its LAN answers; if not, the tunnel is gone or soon will be.
+            Event::Deadline
+                if self.arrival == Arrival::Guessed && !self.proving && self.lease.is_some_and(|at| now >= at) =>
+            {
+                self.proving = true;
+                self.lease = Some(now + GATEWAY);
+                (Guest::Switched(self), vec![Order::Do(Step::ProbeGateway)])
+            }
+            Event::Done(Step::ProbeGateway) if self.proving => {
+                self.heard(now);
+                (Guest::Switched(self), vec![])
+            }
+            Event::Failed(Step::ProbeGateway, _) if self.proving => self.undo(now),
             Event::Deadline if self.lease.is_some_and(|at| now >= at) => self.undo(now),
             Event::Done(Step::TakeOver) => {
                 self.taken_over = true;
@@ -580,10 +597,8 @@ impl Switched {
             }
             Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. }) => {
                 // The source still speaks. If we took its service's restart for the arrival, we know better now.
-                if self.arrival < Arrival::Sure {
-                    self.arrival = Arrival::No;
-                    self.lease = Some(now + self.plan.lease);
-                }
+                self.arrival = if self.arrival < Arrival::Sure { Arrival::No } else { Arrival::Sure };
+                self.heard(now);
                 let answer =
                     (self.confirmed && matches!(event, Event::Told(ToGuest::Prepare(_)))).then(|| self.answer());
                 (Guest::Switched(self), answer.into_iter().collect())
@@ -602,7 +617,7 @@ impl Switched {
             Event::Restarted => {
                 self.recount = now + RETRY;
                 (self.confirmed, self.taken_over) = (false, false);
-                self.lease = self.lease.map(|_| now + self.plan.lease); // the hosts could not reach us meanwhile
+                self.heard(now); // the hosts could not reach us meanwhile
                 let orders = self.missing();
                 (Guest::Switched(self), orders)
             }
@@ -629,10 +644,16 @@ impl Switched {
     fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
         self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
         self.arrival = arrival;
-        self.lease = None;
+        self.heard(now);
         self.recount = now + RECOUNT;
         self.pause = RECOUNT;
         (Guest::Switched(self.cut_from(now)), vec![Order::Do(Step::TakeOver)])
+    }
+
+    /// The lease begins anew, where there is one.
+    fn heard(&mut self, now: Millis) {
+        self.lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
+        self.proving = false;
     }
 
     fn cut_from(mut self, now: Millis) -> Self {

@@ -39,8 +39,8 @@ impl InDestination {
         InDestination {
             handle,
             now: START,
+            disk: Some(machine.clone()),
             machine,
-            disk: None,
             orders: orders.into(),
             events: VecDeque::new(),
             unsaved: false,

@@ -46,8 +46,8 @@ impl InSource {
         InSource {
             handle,
             now: START,
+            disk: Some(machine.clone()),
             machine,
-            disk: None,
             orders: orders.into(),
             events: VecDeque::new(),
             unsaved: false,
@@ -64,8 +64,9 @@ impl InSource {
 
     fn feed(mut self, event: Event) -> Result<Self, String> {
         match &event {
-            Event::Peer(Peer::TakeDown { migration: OURS } | Peer::Abort { migration: OURS })
-            | Event::BuildFailed(_) => self.home_over = true,
+            Event::Peer(Peer::TakeDown { migration: OURS } | Peer::Abort { migration: OURS }) => self.home_over = true,
+            // Where the ends could not be built again, the guest finds out: it has its old path, and its lease.
+            Event::BuildFailed(_) => (self.home_over, self.inside) = (true, false),
             Event::Peer(Peer::KeepAlive { migration: OURS } | Peer::Arrived { migration: OURS }) => {
                 self.heard = self.now
             }

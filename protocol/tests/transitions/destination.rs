@@ -63,7 +63,8 @@ fn events() -> Vec<Event> {
 fn rows() -> Vec<Row<Destination>> {
     let migration = OURS;
     let waiting = vec![Event::Built, Event::Peer(Peer::Accepted { migration })];
-    let incoming = [waiting.clone(), vec![Event::Peer(Peer::GuestPrepared { migration, counts: Counts::default() })]].concat();
+    let incoming =
+        [waiting.clone(), vec![Event::Peer(Peer::GuestPrepared { migration, counts: Counts::default() })]].concat();
     let stopped = [incoming.clone(), vec![Event::Peer(Peer::Stopped { migration })]].concat();
     let arrived = [stopped.clone(), vec![Event::Arrived]].concat();
     let switched = FromGuest::Switched { migration, to: Side::New, counts: Counts::default() };

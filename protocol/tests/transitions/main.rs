@@ -44,7 +44,8 @@ impl<M: Machine> Row<M> {
 /// What does not change from row to row is left out; times are told from the event's.
 fn short(of: &impl Debug, now: Millis) -> String {
     let mut text = format!("{of:?}");
-    for (name, join, drain) in [("", Join::Before, Drain::UntilIdle), (" for a time", Join::Before, Drain::For(5_000))] {
+    for (name, join, drain) in [("", Join::Before, Drain::UntilIdle), (" for a time", Join::Before, Drain::For(5_000))]
+    {
         for (arrived, said) in [(false, ""), (true, ", arrived")] {
             let plan = offer(join, drain).prepare(arrived);
             text = text.replace(&format!("plan: {plan:?}"), &format!("plan{name}{said}"));
@@ -58,9 +59,14 @@ fn short(of: &impl Debug, now: Millis) -> String {
     }
     let text = brief(&relative(&text, now));
     let text = ["joined", "waiting", "moved", "legacy", "early"].iter().fold(text, |text, count| {
-        text.replace(&format!("{count}: 0, "), "").replace(&format!(", {count}: 0 }}"), " }").replace(&format!(" {count}: 0 }}"), " }")
+        text.replace(&format!("{count}: 0, "), "")
+            .replace(&format!(", {count}: 0 }}"), " }")
+            .replace(&format!(" {count}: 0 }}"), " }")
     });
-    let text = text.replace("counts: Counts { }", "no counts").replace("Counts { }", "none").replace("counts: Counts", "counts");
+    let text = text
+        .replace("counts: Counts { }", "no counts")
+        .replace("Counts { }", "none")
+        .replace("counts: Counts", "counts");
     text.replace(&format!("{{ migration: {FOREIGN} }}"), "of another migration")
         .replace(&format!("migration: {FOREIGN}"), "of another migration")
         .replace(&OURS.to_string(), "ours")

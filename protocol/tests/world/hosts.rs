@@ -110,7 +110,6 @@ impl DestinationEnd {
         let here = vm == Vm::AtDestination;
         let promise = match order {
             RemoveHome if here && !home_over => Some("removes the tunnel in use"),
-            PointAtTunnel if here => Some("sends the VM's traffic away"),
             RemoveAdvance if here && !self.at_tap && !home_over => Some("leaves the new MAC without a way"),
             Admit { .. } | Refuse(_) if !matches!(self.hook, Hook::Waits | Hook::Lost) => {
                 Some("answers the hook twice")

@@ -1,0 +1,96 @@
+//! What a seed stands for.
+
+use lsm_protocol::{
+    Drain, Join, Millis,
+    destination::{Policy, Unprepared},
+    source::Switch,
+};
+
+use crate::chance::Chance;
+
+/// What becomes of libvirt's migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    CancelledInCopy,
+    CancelledInStop,
+    /// The operator pauses the VM and lets it run again, all during the copy.
+    PausedInCopy,
+    DestinationDiesInCopy,
+    DestinationDiesInStop,
+    SourceDies,
+}
+
+/// How a run goes wrong.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub join: Join,
+    pub drain: Drain,
+    pub switch: Switch,
+    pub policy: Policy,
+    pub fate: Fate,
+    pub copy: Millis,
+    pub stop: Millis,
+    /// In a thousand messages.
+    pub lost: u64,
+    pub repeated: u64,
+    /// Messages take up to this long, each its own time: so they overtake each other.
+    pub delay: Millis,
+    /// In a thousand orders, the program that carries one out dies at it.
+    pub deaths: u64,
+    /// In a thousand steps, the guest's kernel refuses.
+    pub refusals: u64,
+    /// The hosts do not hear each other from, to.
+    pub cut: Option<(Millis, Millis)>,
+    pub straggler: Option<Millis>,
+    pub legacy: Option<Millis>,
+}
+
+impl Scenario {
+    pub fn new(chance: &mut Chance) -> Scenario {
+        let fates = [
+            Fate::Arrives,
+            Fate::Arrives,
+            Fate::Arrives,
+            Fate::Arrives,
+            Fate::PausedInCopy,
+            Fate::CancelledInCopy,
+            Fate::CancelledInStop,
+            Fate::DestinationDiesInCopy,
+            Fate::DestinationDiesInStop,
+            Fate::SourceDies,
+        ];
+        let mut fate = chance.of(&fates);
+        let mut cut = None;
+        if chance.in_thousand(150) {
+            let from = chance.between(0, 15_000);
+            cut = Some((from, from + chance.between(100, 4_000)));
+        } else if chance.in_thousand(50) {
+            // Longer than every lease; libvirt's own connection does not outlive it either.
+            let from = chance.between(1_000, 10_000);
+            cut = Some((from, from + chance.between(15_000, 40_000)));
+            fate = chance.of(&[Fate::CancelledInCopy, Fate::CancelledInStop, Fate::DestinationDiesInCopy]);
+        }
+        let policy = Policy {
+            unprepared: chance.of(&[Unprepared::Refuse, Unprepared::PostJoin, Unprepared::PostJoin]),
+            prepare_wait: chance.of(&[0, 1_000, 5_000]),
+        };
+        Scenario {
+            join: chance.of(&[Join::Before, Join::Before, Join::Before, Join::After, Join::Never]),
+            drain: chance.of(&[Drain::UntilIdle, Drain::UntilIdle, Drain::For(3_000), Drain::Forever]),
+            switch: chance.of(&[Switch::Auto, Switch::Early, Switch::Arrival]),
+            policy,
+            fate,
+            copy: chance.of(&[300, 2_000, 9_000, 20_000]),
+            stop: chance.between(30, 1_500),
+            lost: chance.of(&[0, 0, 100, 300]),
+            repeated: chance.of(&[0, 0, 100, 300]),
+            delay: chance.of(&[2, 50, 300, 2_000]),
+            deaths: chance.of(&[0, 0, 5, 20]),
+            refusals: chance.of(&[0, 0, 0, 20]),
+            cut,
+            straggler: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
+            legacy: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
+        }
+    }
+}
