@@ -88,6 +88,7 @@ impl Arrival {
         mut inbox: mpsc::UnboundedReceiver<News>,
     ) {
         let Some(offer) = self.saved.machine.offer().cloned() else { return };
+        self.save(&offer); // before anybody hears of it: who restarts must know of what was promised
         let events = self.carry_out(first, &offer).await;
         self.feed(events, &offer).await;
         if let Some(vm) = self.saved.vm.clone() {

@@ -74,6 +74,7 @@ impl Departure {
     /// Runs until the machine is gone.
     pub async fn run(mut self, first: Vec<Order>, mut inbox: mpsc::UnboundedReceiver<News>) {
         let Some(offer) = self.saved.machine.offer().cloned() else { return };
+        self.save(&offer); // before anybody hears of it: who restarts must know of what was promised
         let events = self.carry_out(first, &offer).await;
         self.feed(events, &offer).await;
         while self.saved.machine != Source::Gone {
