@@ -69,7 +69,7 @@ impl Stage {
             .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
         if options.agent {
             let agent = static_program("lsm-guest", "lsm-guest")?;
-            image = image.program(&agent)?.service("lsm-guest", "chrt -r 1 /bin/lsm-guest run");
+            image = image.program(&agent)?.service("lsm-guest", "chrt -r 20 /bin/lsm-guest run");
         }
         let image = image.build()?;
         told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));

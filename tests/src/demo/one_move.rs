@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A bulk transfer: a few round trips of slow start over 70 ms, and then some.
-const BULK: Duration = Duration::from_secs(3);
+const BULK: Duration = Duration::from_secs(2);
 /// Paced traffic before and after: enough for a median of the round trips.
 const QUIET: Duration = Duration::from_secs(2);
 /// A second, in nanoseconds.
