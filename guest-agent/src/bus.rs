@@ -30,11 +30,19 @@ const LEASE: Duration = Duration::from_secs(3_600);
 
 /// What the interface asks of the daemon.
 pub enum Call {
-    Status { answer: oneshot::Sender<Status> },
+    Status {
+        answer: oneshot::Sender<Status>,
+    },
     /// Which orders a message would bring, without carrying them out.
-    Rehearse { told: ToGuest, answer: oneshot::Sender<Vec<String>> },
+    Rehearse {
+        told: ToGuest,
+        answer: oneshot::Sender<Vec<String>>,
+    },
     /// The same message as from the host; answered with the machine's reply.
-    Tell { told: ToGuest, answer: oneshot::Sender<FromGuest> },
+    Tell {
+        told: ToGuest,
+        answer: oneshot::Sender<FromGuest>,
+    },
 }
 
 /// What `status` shows.
@@ -89,12 +97,9 @@ impl Interface {
         text("awaiting", status.awaiting);
         text("old", status.old);
         text("new", status.new);
-        for (key, value) in [
-            ("joined", status.joined),
-            ("waiting", status.waiting),
-            ("moved", status.moved),
-            ("legacy", status.legacy),
-        ] {
+        for (key, value) in
+            [("joined", status.joined), ("waiting", status.waiting), ("moved", status.moved), ("legacy", status.legacy)]
+        {
             map.insert(key.to_owned(), zbus::OwnedVariant::from(value));
         }
         Ok(map)
@@ -159,7 +164,10 @@ impl Interface {
         match reply {
             Ok(Ok(FromGuest::Refused { why, .. })) => Err(fdo::Error::Failed(why.to_string())),
             Ok(reply) => reply,
-            Err(_) => Err(fdo::Error::TimedOut(format!("no outcome within {} s; see \"lsm-guest status\"", TIMEOUT.as_secs()))),
+            Err(_) => Err(fdo::Error::TimedOut(format!(
+                "no outcome within {} s; see \"lsm-guest status\"",
+                TIMEOUT.as_secs()
+            ))),
         }
     }
 
@@ -231,9 +239,7 @@ async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> z
 
 /// Offers the interface on the system bus, where there is one, for as long as the agent runs.
 pub async fn serve_system_bus(calls: mpsc::UnboundedSender<Call>) {
-    let serve = async {
-        connection::Builder::system().name(NAME).serve_at(OBJECT, Interface { calls }).build().await
-    };
+    let serve = async { connection::Builder::system().name(NAME).serve_at(OBJECT, Interface { calls }).build().await };
     match serve.await {
         Ok(connection) => {
             tracing::info!(name = NAME, "on the system bus");
@@ -255,7 +261,8 @@ fn plan(
     arrived: bool,
 ) -> Result<Prepare, String> {
     let mac = |text: &str| text.parse::<Mac>().map_err(|e| format!("{text:?}: {e}"));
-    let (ip, prefix) = address.split_once('/').ok_or_else(|| format!("{address:?} has no prefix length: say 10.2.0.7/24"))?;
+    let (ip, prefix) =
+        address.split_once('/').ok_or_else(|| format!("{address:?} has no prefix length: say 10.2.0.7/24"))?;
     Ok(Prepare {
         migration,
         old: mac(old)?,

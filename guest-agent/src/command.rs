@@ -6,7 +6,6 @@ use clap::{Parser, Subcommand, ValueEnum};
 use lsm_guest::bus;
 use tokio::net::UnixStream;
 
-
 /// Keeps this VM's Multipath TCP connections alive while it moves to another site.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
@@ -106,13 +105,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let socket = directory.join("guest.sock");
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
-        format!("cannot reach the agent at {}: {error}; is \"lsm-guest run\" running, and are you root?", socket.display())
+        format!(
+            "cannot reach the agent at {}: {error}; is \"lsm-guest run\" running, and are you root?",
+            socket.display()
+        )
     })?;
-    let connection = zbus::connection::Builder::unix_stream(stream.into_std()?).p2p().method_timeout(bus::TIMEOUT).build().await?;
+    let connection =
+        zbus::connection::Builder::unix_stream(stream.into_std()?).p2p().method_timeout(bus::TIMEOUT).build().await?;
     let guest = Guest1Proxy::new(&connection).await?;
     ask(&guest, command).await.map_err(|error| match error {
         zbus::Error::MethodError(_, Some(detail), _) => detail.into(),
-        zbus::Error::FDO(error) => zbus::DBusError::description(&*error).unwrap_or("the agent refused").to_owned().into(),
+        zbus::Error::FDO(error) => {
+            zbus::DBusError::description(&*error).unwrap_or("the agent refused").to_owned().into()
+        }
         other => other.into(),
     })
 }

@@ -25,8 +25,7 @@ const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 /// Changes of subflows within this time are counted once: a dump is not made per event.
 const COALESCE: Duration = Duration::from_millis(5);
 /// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
-const ANNOUNCE_AGAIN: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -144,7 +143,10 @@ impl Daemon {
     /// Puts back what was set up, unless a migration is under way: then the next start goes on with it.
     async fn leave(&mut self) {
         if !matches!(self.record.guest, Guest::Idle { .. }) {
-            tracing::warn!(state = self.record.guest.name(), "stopping in the middle of a migration; the next start goes on with it");
+            tracing::warn!(
+                state = self.record.guest.name(),
+                "stopping in the middle of a migration; the next start goes on with it"
+            );
             return;
         }
         if let Some(limits) = self.record.limits.take()
@@ -333,7 +335,17 @@ impl Daemon {
         }
         let migration = guest.migration().map(|m| m.to_string());
         let counts = guest.status().counts;
-        tracing::info!(from = was, to = guest.name(), why, migration, awaiting, joined = counts.joined, waiting = counts.waiting, legacy = counts.legacy, "state");
+        tracing::info!(
+            from = was,
+            to = guest.name(),
+            why,
+            migration,
+            awaiting,
+            joined = counts.joined,
+            waiting = counts.waiting,
+            legacy = counts.legacy,
+            "state"
+        );
     }
 }
 

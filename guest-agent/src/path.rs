@@ -81,7 +81,8 @@ pub async fn raise(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> 
 fn prove(kernel: &mut Kernel, plan: &Prepare, exits: &[Exit]) -> Result<(), Refusal> {
     let snapshot = kernel.diag.snapshot().map_err(|e| Refusal::PathManager(chain(&e)))?;
     let old = exits[0].source;
-    let peer = snapshot.connections.iter().flat_map(|c| &c.subflows).find(|s| s.local.ip() == old).map(|s| s.remote.ip());
+    let peer =
+        snapshot.connections.iter().flat_map(|c| &c.subflows).find(|s| s.local.ip() == old).map(|s| s.remote.ip());
     for exit in exits {
         let to = peer.unwrap_or(exit.gateway);
         let route = kernel
@@ -107,7 +108,9 @@ pub fn take_over(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal
     neighbours::announce(exit.ifindex, mac, exit.source).map_err(|e| refuse(&e))?;
     kernel.neighbours.refresh(exit.ifindex, exit.gateway).map_err(|e| refuse(&e))?;
     let defaults = kernel.routing.default_routes().map_err(|e| refuse(&e))?;
-    for was in defaults.into_iter().filter(|r| r.ifindex == Some(paths.old.exit.ifindex) && r.v6 == exit.source.is_ipv6()) {
+    for was in
+        defaults.into_iter().filter(|r| r.ifindex == Some(paths.old.exit.ifindex) && r.v6 == exit.source.is_ipv6())
+    {
         let metric = was.metric;
         record.note(Change::DefaultRoute { was });
         kernel.routing.replace_default(&exit, metric).map_err(|e| refuse(&e))?;

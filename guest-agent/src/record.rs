@@ -21,13 +21,25 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     VnicUp(Mac),
-    Mtu { vnic: Mac, was: u32 },
-    Address { vnic: Mac, address: IpAddr, prefix_len: u8 },
+    Mtu {
+        vnic: Mac,
+        was: u32,
+    },
+    Address {
+        vnic: Mac,
+        address: IpAddr,
+        prefix_len: u8,
+    },
     Rule(RuleKey),
     Table(u32),
-    Sysctl { name: String, was: String },
+    Sysctl {
+        name: String,
+        was: String,
+    },
     /// The main table's default route as it was before it moved to the new vNIC.
-    DefaultRoute { was: DefaultRoute },
+    DefaultRoute {
+        was: DefaultRoute,
+    },
 }
 
 /// A rule of ours.

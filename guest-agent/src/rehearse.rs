@@ -31,13 +31,18 @@ fn step_lines(step: Step, paths: Option<&Paths>) -> Vec<String> {
         Step::Prefer(side) => {
             let mut lines = Vec::new();
             if side == Side::New && !old_covered {
-                lines.push(format!("ip mptcp endpoint add {old_address} dev index {}", old.exit.ifindex));
+                let name = nix::net::if_::if_indextoname(old.exit.ifindex);
+                let name = name
+                    .map_or_else(|_| format!("(interface {})", old.exit.ifindex), |n| n.to_string_lossy().into_owned());
+                lines.push(format!("ip mptcp endpoint add {old_address} dev {name}"));
             }
             let [first, second] = match side {
                 Side::New => [new_address, old_address],
                 Side::Old => [old_address, new_address],
             };
-            lines.push(format!("ip mptcp endpoint change {first} nobackup; ip mptcp endpoint change {second} backup   (one write)"));
+            lines.push(format!(
+                "ip mptcp endpoint change {first} nobackup; ip mptcp endpoint change {second} backup   (one write)"
+            ));
             lines
         }
         Step::TakeOver => vec![

@@ -40,10 +40,8 @@ impl Tally {
             if on_new.is_none() && on(connection, old).next().is_none() {
                 continue; // loopback, or an address that LSM does not manage
             }
-            let now = Carried {
-                old: on(connection, old).map(carried).sum(),
-                new: on(connection, new).map(carried).sum(),
-            };
+            let now =
+                Carried { old: on(connection, old).map(carried).sum(), new: on(connection, new).map(carried).sum() };
             seen.insert(connection.token, now);
             let Some(joined) = on_new else {
                 counts.waiting += 1;

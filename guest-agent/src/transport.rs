@@ -22,12 +22,21 @@ use tokio::{
 #[derive(Debug)]
 pub enum News {
     /// Versions are agreed; answers go into `outbox`.
-    Opened { session: u64, outbox: mpsc::UnboundedSender<FromGuest> },
-    Said { session: u64, told: ToGuest },
+    Opened {
+        session: u64,
+        outbox: mpsc::UnboundedSender<FromGuest>,
+    },
+    Said {
+        session: u64,
+        told: ToGuest,
+    },
     /// Another host speaks on the same port: the one before was left behind.
     Succeeded,
     /// `reset`: not closed by the host's service in good order, as far as this transport can tell.
-    Closed { session: u64, reset: bool },
+    Closed {
+        session: u64,
+        reset: bool,
+    },
 }
 
 /// Why a conversation ended, for the log.

@@ -47,11 +47,15 @@ pub enum Refused {
     Domain(#[from] DomainError),
     #[error("no peer is configured here; add a [peer.NAME] section to host.toml for each host that VMs come from")]
     NoPeer,
-    #[error("no peer runs this VM ({0}); check that lsm-hook runs on the source and that libvirtd was restarted since it was installed")]
+    #[error(
+        "no peer runs this VM ({0}); check that lsm-hook runs on the source and that libvirtd was restarted since it was installed"
+    )]
     NotFound(String),
     #[error("no LAN is configured here; add a [lan.NAME] section to host.toml")]
     NoLan,
-    #[error("metadata: LAN {lan} of vNIC {mac} is known neither here nor at {peer}; correct the name, or add [lan.{lan}] to host.toml")]
+    #[error(
+        "metadata: LAN {lan} of vNIC {mac} is known neither here nor at {peer}; correct the name, or add [lan.{lan}] to host.toml"
+    )]
     UnknownLan { lan: String, mac: Mac, peer: String },
     #[error("bridge {bridge} of LAN {lan} does not exist here; create it or correct [lan.{lan}] bridge")]
     NoBridge { bridge: String, lan: String },
@@ -191,7 +195,9 @@ async fn ask(host: Rc<Host>, name: String, vm: Uuid) -> Result<Located, String> 
             match news.recv().await {
                 Some(PeerNews::RoundTrip(time)) => round_trip = time,
                 Some(PeerNews::Said(Peer::Located { running: Some(running), .. })) => return Ok(running),
-                Some(PeerNews::Said(Peer::Located { running: None, .. })) => return Err(format!("{name}: it does not run it")),
+                Some(PeerNews::Said(Peer::Located { running: None, .. })) => {
+                    return Err(format!("{name}: it does not run it"));
+                }
                 Some(PeerNews::Said(_)) => {}
                 Some(PeerNews::Failed(why)) => return Err(format!("{name}: {why}")),
                 None => return Err(format!("{name}: no line")),

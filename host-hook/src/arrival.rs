@@ -205,7 +205,9 @@ impl Arrival {
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, CROSSING).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),
-                Err(error) => tracing::warn!(error = story(&error), "frames on their way to the source at the stop will be lost"),
+                Err(error) => {
+                    tracing::warn!(error = story(&error), "frames on their way to the source at the stop will be lost")
+                }
             }
         }
         Ok(())
@@ -214,7 +216,9 @@ impl Arrival {
     /// The taps are there: long queues, no broadcasts into the new one before the VM reads, and eyes on their ports.
     async fn watch(&mut self, vm: &Vm, offer: &Offer) {
         for mac in [offer.home.mac, offer.advance.mac] {
-            let Some((tap, bridge)) = vm.vnic(mac).and_then(|v| Some((v.tap.as_deref()?, v.bridge.as_deref()?))) else { continue };
+            let Some((tap, bridge)) = vm.vnic(mac).and_then(|v| Some((v.tap.as_deref()?, v.bridge.as_deref()?))) else {
+                continue;
+            };
             if let Err(error) = self.host.tunnels.set_queue_length(tap, QUEUE).await {
                 tracing::warn!(tap, error = story(&error), "the tap keeps its short queue");
             }
@@ -251,8 +255,12 @@ impl Arrival {
         }
         let Some(recorder) = &self.recorder else { return };
         match recorder.replay(SystemTime::now() - self.saved.round_trip - NOTICE, outlet) {
-            Ok(replayed) => tracing::info!(migration = %offer.migration, frames = replayed.sent, "new vNIC's frames wait at its tap, with those of the last round trip"),
-            Err(error) => tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what was on its way to the source"),
+            Ok(replayed) => {
+                tracing::info!(migration = %offer.migration, frames = replayed.sent, "new vNIC's frames wait at its tap, with those of the last round trip")
+            }
+            Err(error) => {
+                tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what was on its way to the source")
+            }
         }
     }
 
@@ -277,7 +285,9 @@ impl Arrival {
             tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
         }
         // The old vNIC is a spare now, and a spare is plugged into the bridge of spares.
-        if let Some(tap) = here.filter(|_| tunnel == offer.home && matches!(self.saved.machine, Destination::TakingDown { .. })) {
+        if let Some(tap) =
+            here.filter(|_| tunnel == offer.home && matches!(self.saved.machine, Destination::TakingDown { .. }))
+        {
             let plugged = async {
                 self.host.tunnels.ensure_bridge(crate::host::SPARE_BRIDGE).await?;
                 self.host.tunnels.plug(&tap, crate::host::SPARE_BRIDGE).await.map(drop)
@@ -293,13 +303,17 @@ impl Arrival {
         let mut stderr = String::new();
         if let Some(why) = warning {
             tracing::warn!(vm = self.saved.name, %why, "the guest is not prepared; its clients will join after arrival");
-            stderr = format!("lsm-hook: VM {} is not prepared: {why}; its clients will join after arrival\n", self.saved.name);
+            stderr = format!(
+                "lsm-hook: VM {} is not prepared: {why}; its clients will join after arrival\n",
+                self.saved.name
+            );
         }
         let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr });
     }
 
     fn refuse(&mut self, why: &Refused) {
-        let text = format!("lsm-hook: VM {} cannot move here from {}: {}\n", self.saved.name, self.saved.peer, story(why));
+        let text =
+            format!("lsm-hook: VM {} cannot move here from {}: {}\n", self.saved.name, self.saved.peer, story(why));
         tracing::warn!(vm = self.saved.name, why = story(why), "migration refused");
         if let Some(Waiting { answer, .. }) = self.waiting.take() {
             let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr: text });
@@ -329,7 +343,15 @@ impl Arrival {
 
     fn status(&self, offer: &Offer) -> crate::status::Migration {
         let machine = &self.saved.machine;
-        crate::status::Migration::new("destination", &self.saved.name, &self.saved.peer, offer, machine.name(), machine.deadline(), &self.steps)
+        crate::status::Migration::new(
+            "destination",
+            &self.saved.name,
+            &self.saved.peer,
+            offer,
+            machine.name(),
+            machine.deadline(),
+            &self.steps,
+        )
     }
 }
 
@@ -350,7 +372,10 @@ fn summary(event: &Event) -> String {
         Event::Peer(message) => crate::status::peer_word(message).to_owned(),
         Event::Arrived => "the VM runs here".to_owned(),
         Event::Guest(FromGuest::Switched { counts, .. }) => {
-            format!("the guest has switched: {} joined, {} waiting, {} legacy", counts.joined, counts.waiting, counts.legacy)
+            format!(
+                "the guest has switched: {} joined, {} waiting, {} legacy",
+                counts.joined, counts.waiting, counts.legacy
+            )
         }
         Event::Guest(FromGuest::Settled { .. }) => "the guest has settled".to_owned(),
         Event::Guest(FromGuest::Refused { why, .. }) => format!("the guest refused: {why}"),

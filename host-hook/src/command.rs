@@ -66,7 +66,12 @@ fn serve(config: &std::path::Path, directory: &std::path::Path) -> Result<(), St
 fn check(path: &std::path::Path) -> Result<(), String> {
     let config = config::Config::load(path).map_err(|e| story(&e))?;
     lsm_hook::peer::Identity::load(&config.tls).map_err(|e| story(&e))?;
-    println!("{}: good: {} LANs, {} peers, certificates in order", path.display(), config.lans.len(), config.peers.len());
+    println!(
+        "{}: good: {} LANs, {} peers, certificates in order",
+        path.display(),
+        config.lans.len(),
+        config.peers.len()
+    );
     Ok(())
 }
 
@@ -75,7 +80,9 @@ fn show_status(json: bool) -> Result<(), String> {
     if json {
         println!("{text}");
     } else {
-        status::print(&serde_json::from_str(&text).map_err(|e| format!("cannot understand the service's answer: {e}"))?);
+        status::print(
+            &serde_json::from_str(&text).map_err(|e| format!("cannot understand the service's answer: {e}"))?,
+        );
     }
     Ok(())
 }

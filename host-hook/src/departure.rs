@@ -201,7 +201,9 @@ impl Departure {
     fn follow(&mut self, offer: &Offer) {
         match self.prepare_divert(offer) {
             Ok(divert) => self.divert = Some(divert),
-            Err(error) => tracing::warn!(migration = %offer.migration, error, "frames for the old vNIC will be lost during the stop"),
+            Err(error) => {
+                tracing::warn!(migration = %offer.migration, error, "frames for the old vNIC will be lost during the stop")
+            }
         }
         if offer.join == Join::Before {
             let (progress, vm) = (self.progress.0.clone(), offer.vm);
@@ -250,8 +252,12 @@ impl Departure {
             tracing::warn!(migration = %offer.migration, error = story(&error), "cannot divert the old vNIC's frames");
         }
         match divert.recorder.replay_unread(&divert.outlet) {
-            Ok(replayed) => tracing::info!(migration = %offer.migration, frames = replayed.sent, "diverted, with what the VM had not read"),
-            Err(error) => tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what the VM had not read"),
+            Ok(replayed) => {
+                tracing::info!(migration = %offer.migration, frames = replayed.sent, "diverted, with what the VM had not read")
+            }
+            Err(error) => {
+                tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what the VM had not read")
+            }
         }
     }
 
@@ -288,7 +294,15 @@ impl Departure {
     }
 
     fn status(&self, offer: &Offer) -> crate::status::Migration {
-        crate::status::Migration::new("source", &self.saved.vm.name, &self.saved.peer, offer, self.saved.machine.name(), self.saved.machine.deadline(), &self.steps)
+        crate::status::Migration::new(
+            "source",
+            &self.saved.vm.name,
+            &self.saved.peer,
+            offer,
+            self.saved.machine.name(),
+            self.saved.machine.deadline(),
+            &self.steps,
+        )
     }
 }
 
@@ -328,7 +342,10 @@ fn summary(event: &Event) -> String {
         Event::Built => "the tunnel ends stand".to_owned(),
         Event::BuildFailed(why) => format!("the tunnel ends could not be built: {why}"),
         Event::Guest(FromGuest::Prepared { counts, .. }) => {
-            format!("the guest is prepared: {} joined, {} waiting, {} legacy", counts.joined, counts.waiting, counts.legacy)
+            format!(
+                "the guest is prepared: {} joined, {} waiting, {} legacy",
+                counts.joined, counts.waiting, counts.legacy
+            )
         }
         Event::Guest(FromGuest::Refused { why, .. }) => format!("the guest refused: {why}"),
         Event::Guest(_) => "the guest spoke".to_owned(),

@@ -76,7 +76,10 @@ async fn keep(
     // An order that could not be sent is sent first on the next line.
     let mut unsent = None;
     loop {
-        match tokio::time::timeout(HELLO, dial(&address)).await.unwrap_or(Err(LineError::Broken(io::ErrorKind::TimedOut.into()))) {
+        match tokio::time::timeout(HELLO, dial(&address))
+            .await
+            .unwrap_or(Err(LineError::Broken(io::ErrorKind::TimedOut.into())))
+        {
             Ok(line) => {
                 wait = AGAIN;
                 let error = talk(line, &mut unsent, &mut orders, &replies).await;
@@ -131,7 +134,11 @@ async fn dial(address: &Address) -> Result<Line, LineError> {
             let stream = UnixStream::connect(path).await?;
             Line::call(Box::new(stream), Wire::Serial).await
         }
-        None => Err(io::Error::new(io::ErrorKind::NotFound, "the VM has neither a vsock device nor the channel org.lsm.guest.0").into()),
+        None => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the VM has neither a vsock device nor the channel org.lsm.guest.0",
+        )
+        .into()),
     }
 }
 
@@ -144,9 +151,9 @@ async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     let connected = tokio::task::spawn_blocking(move || {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         let any = nix::libc::VMADDR_CID_ANY;
-        let bound = (512..1024).rev().any(|port| {
-            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(any, port)).is_ok()
-        });
+        let bound = (512..1024)
+            .rev()
+            .any(|port| bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(any, port)).is_ok());
         if !bound {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "no vsock port below 1024 is free"));
         }

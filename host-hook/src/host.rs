@@ -53,7 +53,11 @@ impl Host {
             return Err(Decline::Mtu { needed: path.needed, available });
         }
         if path.needed > available {
-            tracing::warn!(needed = path.needed, available, "the LAN's full frames cross the underlay in fragments; raise its MTU for full speed");
+            tracing::warn!(
+                needed = path.needed,
+                available,
+                "the LAN's full frames cross the underlay in fragments; raise its MTU for full speed"
+            );
         }
         Ok(spec)
     }
@@ -66,6 +70,9 @@ impl Host {
 /// The network identifier of a vNIC's tunnel: the same on both hosts, and the same each time, so that building it twice
 /// is building it once. FNV-1a over UUID and MAC, folded to VXLAN's 24 bits; 0 is left out.
 pub fn vni(vm: Uuid, mac: Mac) -> u32 {
-    let hash = vm.0.iter().chain(&mac.0).fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        vm.0.iter()
+            .chain(&mac.0)
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     (((hash >> 24) ^ hash) & 0x00ff_ffff).max(1)
 }

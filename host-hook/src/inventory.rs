@@ -133,7 +133,8 @@ impl Inventory {
     /// An address of the pool for this VM: the one it has, or the first free one.
     pub fn lease(&mut self, pool: impl Iterator<Item = IpAddr> + Clone, vm: Uuid) -> Option<IpAddr> {
         let held = |address: &IpAddr| self.leases.get(address);
-        let address = pool.clone().find(|a| held(a) == Some(&vm)).or_else(|| pool.clone().find(|a| held(a).is_none()))?;
+        let address =
+            pool.clone().find(|a| held(a) == Some(&vm)).or_else(|| pool.clone().find(|a| held(a).is_none()))?;
         self.leases.insert(address, vm);
         self.save();
         Some(address)

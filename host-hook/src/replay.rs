@@ -158,7 +158,7 @@ async fn visit(tape: std::sync::Weak<Mutex<Tape>>, interface: String) {
         let Some(tape) = tape.upgrade() else { return };
         let mut tape = tape.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = tape.fetch().and_then(|()| tape.calibrate()) {
-            tracing::warn!(interface, %error, "frames are no longer recorded");
+            tracing::info!(interface, %error, "frames are no longer recorded");
             return;
         }
     }

@@ -45,7 +45,11 @@ type Failure = Box<dyn std::error::Error>;
 /// Something happened that concerns one migration, or begins one.
 enum Input {
     Hook(HookRequest, oneshot::Sender<HookAnswer>),
-    Peer { name: String, handle: PeerHandle, message: Peer },
+    Peer {
+        name: String,
+        handle: PeerHandle,
+        message: Peer,
+    },
     Libvirt(Whose, What),
     /// An admission has come to an offer.
     Admitted(Box<admission::Admitted>),
@@ -138,13 +142,22 @@ impl Service {
         }
     }
 
-    async fn domain_hook(&mut self, operation: &str, request: &HookRequest, domain: &Domain, answer: oneshot::Sender<HookAnswer>) {
+    async fn domain_hook(
+        &mut self,
+        operation: &str,
+        request: &HookRequest,
+        domain: &Domain,
+        answer: oneshot::Sender<HookAnswer>,
+    ) {
         let vm = Vm::of(domain, &self.host.config);
         match operation {
             "migrate" => {
                 let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) else { return };
                 // A migration that failed late may still be going.
-                self.arrivals.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+                self.arrivals
+                    .values()
+                    .filter(|(vm, _)| *vm == uuid)
+                    .for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
                 let (host, inputs) = (self.host.clone(), self.inputs.clone());
                 let (domain, xml) = (domain.clone(), request.xml.clone());
                 tokio::task::spawn_local(async move {
@@ -200,8 +213,14 @@ impl Service {
 
     fn gone(&mut self, uuid: Uuid) {
         self.host.inventory.borrow_mut().remove(uuid);
-        self.departures.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(departure::News::VmGone)));
-        self.arrivals.values().filter(|(vm, _)| *vm == uuid).for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+        self.departures
+            .values()
+            .filter(|(vm, _)| *vm == uuid)
+            .for_each(|(_, inbox)| drop(inbox.send(departure::News::VmGone)));
+        self.arrivals
+            .values()
+            .filter(|(vm, _)| *vm == uuid)
+            .for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
     }
 
     /// An admission found the source and made an offer.
@@ -254,7 +273,8 @@ impl Service {
         let migration = offer.migration;
         let decline = |why| handle.tell(Peer::Declined { migration, why });
         let Some(vm) = self.host.inventory.borrow().get(offer.vm).cloned() else { return decline(Decline::NotRunning) };
-        let busy = self.departures.iter().map(|(m, (vm, _))| (m, vm)).chain(self.arrivals.iter().map(|(m, (vm, _))| (m, vm)));
+        let busy =
+            self.departures.iter().map(|(m, (vm, _))| (m, vm)).chain(self.arrivals.iter().map(|(m, (vm, _))| (m, vm)));
         if let Some((other, _)) = busy.into_iter().find(|(_, of)| **of == offer.vm) {
             return decline(Decline::Busy(*other));
         }
@@ -269,7 +289,13 @@ impl Service {
         self.depart(&offer, saved, Some(handle.clone()), orders);
     }
 
-    fn depart(&mut self, offer: &Offer, saved: departure::Saved, peer: Option<PeerHandle>, orders: Vec<lsm_protocol::source::Order>) {
+    fn depart(
+        &mut self,
+        offer: &Offer,
+        saved: departure::Saved,
+        peer: Option<PeerHandle>,
+        orders: Vec<lsm_protocol::source::Order>,
+    ) {
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         let migration = offer.migration;
         self.departures.insert(migration, (offer.vm, inbox_in));
@@ -325,10 +351,16 @@ impl Service {
         let released = self.arrivals.values().filter(|(vm, _)| Some(*vm) == uuid);
         let count = released.map(|(_, inbox)| drop(inbox.send(arrival::News::Release))).count();
         if count == 0 {
-            let stderr = format!("lsm-hook: no tunnel of VM {name} ends on this host; see \"lsm-hook status\" on the host where it runs\n");
+            let stderr = format!(
+                "lsm-hook: no tunnel of VM {name} ends on this host; see \"lsm-hook status\" on the host where it runs\n"
+            );
             return HookAnswer { exit: 1, stdout: String::new(), stderr };
         }
-        HookAnswer { exit: 0, stdout: format!("the old path of VM {name} is being taken down\n"), stderr: String::new() }
+        HookAnswer {
+            exit: 0,
+            stdout: format!("the old path of VM {name} is being taken down\n"),
+            stderr: String::new(),
+        }
     }
 
     /// Goes on with what an earlier run left, and removes tunnels that nothing needs any more.

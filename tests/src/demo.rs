@@ -89,7 +89,11 @@ pub fn run(options: &DemoOptions, live: &Live) -> Result<Outcome> {
     let stage = Stage::set(&stage_options, |what| live.say(what))?;
     live.follow(&stage);
     let mut play = Play::begin(&stage, options, live)?;
-    let mut outcome = Outcome { demo: Demo { mode: options.mode.name().into(), moves: Vec::new() }, curves: Vec::new(), faults: Vec::new() };
+    let mut outcome = Outcome {
+        demo: Demo { mode: options.mode.name().into(), moves: Vec::new() },
+        curves: Vec::new(),
+        faults: Vec::new(),
+    };
     let mut moments = Vec::new();
     for number in 1..=options.moves {
         let seen = one_move::one_move(&mut play, number)?;
@@ -105,7 +109,9 @@ pub fn run(options: &DemoOptions, live: &Live) -> Result<Outcome> {
     }
     play.end(&mut outcome, &moments)?;
     for (number, report) in (1..).zip(&outcome.demo.moves) {
-        outcome.faults.extend(report.faults(options.mode.direct()).into_iter().map(|fault| format!("move {number}: {fault}")));
+        outcome
+            .faults
+            .extend(report.faults(options.mode.direct()).into_iter().map(|fault| format!("move {number}: {fault}")));
     }
     if stage.guest.kernel_died() {
         outcome.faults.push("the VM's kernel died (its console is in the site's directory; set LSM_KEEP=1)".into());
@@ -148,11 +154,15 @@ impl<'a> Play<'a> {
         let mut connections = Vec::new();
         for connection in opened {
             let token = token_of(&connection, &known);
-            let token = token.ok_or_else(|| LabError::Other(format!("connection {} fell back to plain TCP", connection.id)))?;
+            let token =
+                token.ok_or_else(|| LabError::Other(format!("connection {} fell back to plain TCP", connection.id)))?;
             connections.push((connection, token));
         }
         client.start().map_err(lab)?;
-        live.say(&format!("{} MPTCP connections carry traffic both ways, {by_vm} of them opened by the VM", connections.len()));
+        live.say(&format!(
+            "{} MPTCP connections carry traffic both ways, {by_vm} of them opened by the VM",
+            connections.len()
+        ));
         Ok(Play { stage, options, live, client, connections, log: Log::default(), address })
     }
 

@@ -100,7 +100,10 @@ impl Stage {
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
         let guest = Guest::boot(&domain, &sites)?;
-        let up = format!("grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}", if options.agent { " && test -S /run/lsm/guest.sock" } else { "" });
+        let up = format!(
+            "grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}",
+            if options.agent { " && test -S /run/lsm/guest.sock" } else { "" }
+        );
         wait_for("the VM's programs", Duration::from_secs(30), || {
             guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
         })?;

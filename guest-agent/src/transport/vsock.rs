@@ -29,7 +29,11 @@ pub async fn listen(news: mpsc::UnboundedSender<News>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) if !trusted(peer) => {
-                tracing::warn!(cid = peer.cid(), port = peer.port(), "refused: only root on the host may speak to this agent (CID 2, source port below 1024)");
+                tracing::warn!(
+                    cid = peer.cid(),
+                    port = peer.port(),
+                    "refused: only root on the host may speak to this agent (CID 2, source port below 1024)"
+                );
                 drop(stream);
             }
             Ok((stream, _)) => {

@@ -24,7 +24,7 @@ fn samples_of<T: Serialize + DeserializeOwned + PartialEq + Debug>(
     of: Vec<(impl std::fmt::Display, T)>,
 ) -> Vec<Sample> {
     let sample = |(name, message)| {
-        let frame = Frame::new(kind, 7, &message).unwrap();
+        let frame = Frame::new(kind, 7, &message).expect("a sample fits a frame");
         assert_eq!(frame.open::<T>(kind), Ok(message), "{name}");
         Sample { name: format!("{kind:?} {name}"), kind, frame }
     };

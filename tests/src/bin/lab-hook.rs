@@ -18,7 +18,11 @@ fn main() -> ExitCode {
     let log = fs::OpenOptions::new().create(true).append(true).open("/var/log/libvirt/hook-calls.log");
     let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
     if let Ok(mut log) = log {
-        let _ = writeln!(log, "{}", serde_json::json!({"at": at, "operation": format!("{} {}", word(1), word(2)), "ms": ms}));
+        let _ = writeln!(
+            log,
+            "{}",
+            serde_json::json!({"at": at, "operation": format!("{} {}", word(1), word(2)), "ms": ms})
+        );
     }
     let code = status.map_or(1, |status| status.code().or(status.signal()).unwrap_or(1));
     ExitCode::from(u8::try_from(code).unwrap_or(1))

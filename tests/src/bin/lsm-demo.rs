@@ -13,7 +13,7 @@ use lsm_tests::{
 
 /// Moves a live VM between two sites, with its connections, and shows what happens.
 #[derive(Parser)]
-#[command(name = "tests/demo")]
+#[command(name = "tests/demo", bin_name = "tests/demo")]
 struct Arguments {
     /// When the clients join the new path.
     #[arg(long, value_enum, default_value_t = Mode::PreJoin)]
@@ -99,7 +99,12 @@ fn main() -> ExitCode {
         moves: arguments.moves as usize,
         connections: arguments.connections,
         period: Duration::from_millis(arguments.period.max(1)),
-        stage: StageOptions { kernel: arguments.kernel.clone(), vcpus: arguments.vcpus, topology, ..StageOptions::default() },
+        stage: StageOptions {
+            kernel: arguments.kernel.clone(),
+            vcpus: arguments.vcpus,
+            topology,
+            ..StageOptions::default()
+        },
     };
     let outcome = match demo::run(&options, &Live::new(false)) {
         Ok(outcome) => outcome,
@@ -117,7 +122,8 @@ fn main() -> ExitCode {
     }
     let json = serde_json::to_string_pretty(&outcome.demo).unwrap_or_default();
     let page = || html(&outcome.demo, &outcome.curves, options.mode.direct());
-    let files = [(&arguments.json, json), (&arguments.report, if arguments.report.is_some() { page() } else { String::new() })];
+    let files =
+        [(&arguments.json, json), (&arguments.report, if arguments.report.is_some() { page() } else { String::new() })];
     for (path, text) in files {
         if let Some(path) = path {
             match fs::write(path, text) {

@@ -45,7 +45,9 @@ impl Live {
     /// Shows from now on what the hosts log and what QEMU says, for as long as the stage stands.
     pub fn follow(&self, stage: &Stage) {
         for site in &stage.sites {
-            for (log, word) in [("lsm-hook.log", told_by_hook as fn(&str) -> Option<String>), ("monitor.log", told_by_qemu)] {
+            for (log, word) in
+                [("lsm-hook.log", told_by_hook as fn(&str) -> Option<String>), ("monitor.log", told_by_qemu)]
+            {
                 let (live, path, name) = (self.clone(), site.dir().join(log), site.name().to_owned());
                 thread::spawn(move || live.tail(&path, &name, word));
             }

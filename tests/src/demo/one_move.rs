@@ -1,12 +1,6 @@
 //! One move, watched.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, thread, time::Duration};
 
 use super::{Play, SETTLE, lab, timeline};
 use crate::{
@@ -72,7 +66,8 @@ pub(super) fn one_move(play: &mut Play<'_>, number: usize) -> Result<Seen> {
     let after = timeline::now();
     let bulk_after = play.client.bulk(BULK).map_err(lab)?;
     let legacy = legacy.stop().map_err(lab)?;
-    let settled = if play.options.mode.direct() { play.stage.settled(SETTLE).is_ok().then(timeline::now) } else { None };
+    let settled =
+        if play.options.mode.direct() { play.stage.settled(SETTLE).is_ok().then(timeline::now) } else { None };
     let log = play.client.take_log().map_err(lab)?;
     let watched = captures.stop();
 
@@ -357,7 +352,8 @@ impl Watched<'_, '_> {
             };
             let (source, destination) =
                 (tap(&self.recordings.from, &self.taps_from), tap(&self.recordings.to, &self.taps_to));
-            let (source, destination): (Vec<&Frame>, Vec<&Frame>) = (source.iter().collect(), destination.iter().collect());
+            let (source, destination): (Vec<&Frame>, Vec<&Frame>) =
+                (source.iter().collect(), destination.iter().collect());
             let taps = [Tap { frames: &source, until: self.stopped }, Tap { frames: &destination, until: None }];
             let entered: Vec<&Frame> = gateway.frames.iter().collect();
             lost_frames(&entered, &taps, mac, window).len() as u64
@@ -375,7 +371,9 @@ impl Watched<'_, '_> {
 
 fn first_payload(at_client: &[&Frame], new: IpAddr) -> Option<Nanos> {
     at_client.iter().find_map(|frame| match &frame.packet {
-        Packet::Tcp(segment) if segment.payload > 0 && (segment.source.ip() == new || segment.destination.ip() == new) => {
+        Packet::Tcp(segment)
+            if segment.payload > 0 && (segment.source.ip() == new || segment.destination.ip() == new) =>
+        {
             Some(frame.at)
         }
         _ => None,

@@ -1,6 +1,9 @@
 //! Moments that others than LSM tell: QEMU's own events, the hook calls' times.
 
-use std::{path::Path, time::{SystemTime, UNIX_EPOCH}};
+use std::{
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use crate::{report::HookCall, site::Site, traffic::Nanos};
 

@@ -1,0 +1,102 @@
+//! The new path: raised, proved by its gateway, announced, joined.
+
+use alloc::{vec, vec::Vec};
+
+use super::{ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, Order, Prepared, Preparing, Stage, Step, undo};
+use crate::{Addressing, Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
+
+impl Preparing {
+    pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match (self.stage, event) {
+            (Stage::Raising, Event::Done(Step::RaisePath)) => {
+                self.stage = Stage::Probing { until: now + GATEWAY };
+                (Guest::Preparing(self), vec![Order::Do(Step::ProbeGateway)])
+            }
+            (Stage::Probing { .. }, Event::Done(Step::ProbeGateway)) => {
+                self.stage = Stage::Announcing;
+                (Guest::Preparing(self), vec![Order::Do(Step::Announce)])
+            }
+            (Stage::Probing { until }, Event::Deadline) if now >= until => {
+                let why = match self.plan.addressing {
+                    Addressing::Static { gateway, .. } => Refusal::GatewaySilent(gateway),
+                    _ => Refusal::Addressing,
+                };
+                undo(self.plan, Some(why))
+            }
+            (Stage::Announcing, Event::Done(Step::Announce)) => {
+                self.stage = Stage::Joining { until: now + JOINS, announced: 1 };
+                (Guest::Preparing(self), vec![Order::Count])
+            }
+            (Stage::Joining { .. }, Event::SubflowsChanged | Event::Done(Step::Announce | Step::Reannounce)) => {
+                (Guest::Preparing(self), vec![Order::Count])
+            }
+            (Stage::Joining { .. }, Event::Counted(counts)) => {
+                self.counts = counts;
+                if counts.waiting == 0 { self.joined(now) } else { (Guest::Preparing(self), vec![]) }
+            }
+            (Stage::Joining { until, announced }, Event::Deadline) if now >= until => {
+                if announced >= ANNOUNCEMENTS {
+                    return self.joined(now); // with stragglers: they keep the old address
+                }
+                self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1 };
+                (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
+            }
+            (Stage::Raising, Event::Failed(Step::RaisePath, why))
+            | (Stage::Probing { .. }, Event::Failed(Step::ProbeGateway, why))
+            | (Stage::Announcing, Event::Failed(Step::Announce, why))
+            | (Stage::Joining { .. }, Event::Failed(Step::Announce | Step::Reannounce, why)) => {
+                undo(self.plan, Some(why))
+            }
+            (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None),
+            (_, Event::Told(ToGuest::Prepare(Prepare { arrived: false, .. }) | ToGuest::KeepAlive { .. })) => {
+                // The source still speaks: its service was restarted, and what we took for the arrival was that.
+                if self.arrival == Arrival::Guessed {
+                    self.arrival = Arrival::No;
+                }
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::Told(ToGuest::Arrived { .. } | ToGuest::Prepare(_))) => {
+                self.arrival = Arrival::Sure;
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::Told(ToGuest::Release { .. })) => {
+                self.arrival = Arrival::Sure;
+                self.plan.drain = Drain::For(0);
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::TransportReset) => {
+                self.arrival = self.arrival.max(Arrival::Guessed);
+                (Guest::Preparing(self), vec![])
+            }
+            (_, Event::Told(ToGuest::Switch { migration, .. })) => {
+                let why = Refusal::NotPrepared;
+                (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
+            }
+            (stage, Event::Restarted) => {
+                let step = match stage {
+                    Stage::Raising => Step::RaisePath,
+                    Stage::Probing { .. } => {
+                        self.stage = Stage::Probing { until: now + GATEWAY };
+                        Step::ProbeGateway
+                    }
+                    // Joining too: the agent may have died between the halves of a reannouncement.
+                    Stage::Announcing | Stage::Joining { .. } => Step::Announce,
+                };
+                (Guest::Preparing(self), vec![Order::Do(step)])
+            }
+            (_, _) => (Guest::Preparing(self), vec![]),
+        }
+    }
+
+    fn joined(self, now: Millis) -> (Guest, Vec<Order>) {
+        let Preparing { plan, arrival, counts, .. } = self;
+        let lease = (arrival == Arrival::No).then_some(now + plan.lease);
+        let state = Prepared { plan, counts, arrival, lease };
+        if arrival == Arrival::No {
+            let answer = state.answer();
+            (Guest::Prepared(state), vec![answer])
+        } else {
+            state.switch(now, arrival)
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The flip, and what is known of the arrival since.
+
+use alloc::{vec, vec::Vec};
+
+use super::{
+    Arrival, DRAIN, Event, GATEWAY, Guest, Leaving, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY, Settling, Step,
+    Switched, Undoing,
+};
+use crate::{Drain, FromGuest, Millis, Refusal, Side, ToGuest};
+
+impl Prepared {
+    pub(super) fn answer(&self) -> Order {
+        Order::Reply(FromGuest::Prepared { migration: self.plan.migration, counts: self.counts })
+    }
+
+    pub(super) fn switch(self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        let arrival = self.arrival.max(arrival);
+        let mut orders = vec![Order::Do(Step::Prefer(Side::New))];
+        if arrival > Arrival::No {
+            orders.push(Order::Do(Step::TakeOver));
+        }
+        let state = Switched {
+            counts: self.counts,
+            arrival,
+            confirmed: false,
+            taken_over: false,
+            recount: now + RETRY,
+            pause: RECOUNT,
+            lease: (arrival < Arrival::Sure).then_some(now + self.plan.lease),
+            proving: false,
+            cut: None,
+            plan: self.plan,
+        };
+        (Guest::Switched(state.cut_from(now)), orders)
+    }
+}
+
+impl Switched {
+    pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        match event {
+            Event::Done(Step::Prefer(Side::New)) => {
+                self.confirmed = true;
+                self.recount = now + self.pause;
+                let answer = self.answer();
+                (Guest::Switched(self), vec![answer])
+            }
+            // No host knows of us. If the VM did arrive, its LAN answers; if not, the tunnel is gone or soon will be.
+            Event::Deadline
+                if self.arrival == Arrival::Guessed && !self.proving && self.lease.is_some_and(|at| now >= at) =>
+            {
+                self.proving = true;
+                self.lease = Some(now + GATEWAY);
+                (Guest::Switched(self), vec![Order::Do(Step::ProbeGateway)])
+            }
+            Event::Done(Step::ProbeGateway) if self.proving => {
+                self.heard(now);
+                (Guest::Switched(self), vec![])
+            }
+            Event::Failed(Step::ProbeGateway, _) if self.proving => self.undo(now),
+            Event::Deadline if self.lease.is_some_and(|at| now >= at) => self.undo(now),
+            Event::Done(Step::TakeOver) => {
+                self.taken_over = true;
+                (Guest::Switched(self), vec![])
+            }
+            Event::Deadline if now >= self.recount && !self.stands() => {
+                self.recount = now + RETRY;
+                let orders = self.missing();
+                (Guest::Switched(self), orders)
+            }
+            Event::Deadline if now >= self.recount => {
+                self.pause = (self.pause * 2).min(RECOUNT_MAX);
+                self.recount = now + self.pause;
+                (Guest::Switched(self), vec![Order::Count])
+            }
+            Event::SubflowsChanged => (Guest::Switched(self), vec![Order::Count]),
+            Event::Counted(counts) => {
+                self.counts = counts;
+                self.settle(now)
+            }
+            Event::TransportReset if self.arrival == Arrival::No => self.arrive(now, Arrival::Guessed),
+            Event::Told(ToGuest::Arrived { .. }) if self.arrival < Arrival::Sure => {
+                let known = self.arrival > Arrival::No;
+                let answer = self.confirmed.then(|| self.answer());
+                let (state, mut orders) = self.arrive(now, Arrival::Sure);
+                if known {
+                    orders.clear();
+                }
+                orders.extend(answer);
+                (state, orders)
+            }
+            Event::Told(ToGuest::Switch { to: Side::New, .. } | ToGuest::Arrived { .. }) => {
+                let answer = self.confirmed.then(|| self.answer());
+                (Guest::Switched(self), answer.into_iter().collect())
+            }
+            Event::Told(ToGuest::Release { .. }) => {
+                let known = self.arrival > Arrival::No;
+                self.plan.drain = Drain::For(0);
+                self.cut = Some(now);
+                let (state, mut orders) = self.arrive(now, Arrival::Sure);
+                if known {
+                    orders.clear();
+                }
+                orders.push(Order::Count);
+                (state, orders)
+            }
+            Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. }) => {
+                // The source still speaks. If we took its service's restart for the arrival, we know better now.
+                self.arrival = if self.arrival < Arrival::Sure { Arrival::No } else { Arrival::Sure };
+                self.heard(now);
+                let answer =
+                    (self.confirmed && matches!(event, Event::Told(ToGuest::Prepare(_)))).then(|| self.answer());
+                (Guest::Switched(self), answer.into_iter().collect())
+            }
+            Event::Told(ToGuest::Switch { to: Side::Old, .. }) => {
+                let migration = self.plan.migration;
+                let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
+                let lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
+                let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease };
+                (Guest::Prepared(state), vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)])
+            }
+            Event::Told(ToGuest::Abort { .. }) if self.arrival < Arrival::Sure => self.undo(now),
+            Event::Told(ToGuest::Abort { migration }) => {
+                (Guest::Switched(self), vec![Order::Reply(FromGuest::Refused { migration, why: Refusal::Arrived })])
+            }
+            Event::Restarted => {
+                self.recount = now + RETRY;
+                (self.confirmed, self.taken_over) = (false, false);
+                self.heard(now); // the hosts could not reach us meanwhile
+                let orders = self.missing();
+                (Guest::Switched(self), orders)
+            }
+            _ => (Guest::Switched(self), vec![]),
+        }
+    }
+
+    fn answer(&self) -> Order {
+        let migration = self.plan.migration;
+        Order::Reply(FromGuest::Switched { migration, to: Side::New, counts: self.counts })
+    }
+
+    /// All that the kernel is to do for the flip is done.
+    pub(super) fn stands(&self) -> bool {
+        self.missing().is_empty()
+    }
+
+    fn missing(&self) -> Vec<Order> {
+        let flip = (!self.confirmed).then_some(Order::Do(Step::Prefer(Side::New)));
+        let take_over = (self.arrival > Arrival::No && !self.taken_over).then_some(Order::Do(Step::TakeOver));
+        flip.into_iter().chain(take_over).collect()
+    }
+
+    fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
+        self.arrival = arrival;
+        self.heard(now);
+        self.recount = now + RECOUNT;
+        self.pause = RECOUNT;
+        (Guest::Switched(self.cut_from(now)), vec![Order::Do(Step::TakeOver)])
+    }
+
+    /// The lease begins anew, where there is one.
+    fn heard(&mut self, now: Millis) {
+        self.lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
+        self.proving = false;
+    }
+
+    fn cut_from(mut self, now: Millis) -> Self {
+        if let (Arrival::Sure, Drain::For(time), None) = (self.arrival, self.plan.drain, self.cut) {
+            self.cut = Some(now + time);
+        }
+        self
+    }
+
+    /// Leaves the old path once nobody needs it, or policy says that they had time enough.
+    fn settle(self, now: Millis) -> (Guest, Vec<Order>) {
+        let moved = self.counts.waiting == 0 && self.counts.moved >= self.counts.joined;
+        let cut = self.cut.is_some_and(|at| now >= at);
+        if self.arrival < Arrival::Sure || !self.stands() || !(moved || cut) {
+            return (Guest::Switched(self), vec![]);
+        }
+        let Switched { plan, counts, cut, .. } = self;
+        (
+            Guest::Settling(Settling {
+                plan,
+                counts,
+                leaving: Leaving::Draining { until: now + DRAIN, landed: false },
+                cut,
+            }),
+            vec![],
+        )
+    }
+
+    fn undo(self, now: Millis) -> (Guest, Vec<Order>) {
+        let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None };
+        (Guest::Undoing(state), vec![Order::Do(Step::Prefer(Side::Old))])
+    }
+}
