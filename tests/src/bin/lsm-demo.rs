@@ -43,7 +43,7 @@ struct Arguments {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(3..=64))]
     connections: u16,
     /// Time between records, per connection and direction, in milliseconds.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 20)]
     period: u64,
     /// Virtual CPUs of the VM.
     #[arg(long, default_value_t = 1)]
