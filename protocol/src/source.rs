@@ -1,10 +1,11 @@
 //! The source's machine: the host that the VM leaves.
 //!
 //! ```text
-//!  Offer        ends built        guest prepared       Suspended          peer: Arrived          peer: TakeDown
+//!  Offer        ends built        guest prepared       Suspended       Arrived, VM gone       TakeDown, Abort, lease
 //! -----> Building -----> Preparing -----> Copying <===============> Stopped -----> Departed -----------------> Gone
-//!            |               |               |         Resumed         |                          lease
-//!            +---------------+---------------+------- abort, lease, the VM gone: Undoing ---------------> Gone
+//!            |               |               |         Resumed         |              ^
+//!            |               +---------------+- Arrived, the VM gone --|--------------+ (Suspended was missed)
+//!            +---------------+---------------+----- abort, lease: Undoing ------------------------------------> Gone
 //! ```
 //!
 //! No hook runs here when a migration starts or is cancelled, so all of it hangs on the destination's word, on libvirt's
