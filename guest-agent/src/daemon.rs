@@ -211,7 +211,8 @@ impl Daemon {
             self.record.guest = state;
             // The flip goes first and is written down after: it can be repeated, the time cannot.
             let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
-            if !urgent {
+            // What orders nothing can be learnt again.
+            if !urgent && !orders.is_empty() {
                 self.save();
             }
             for order in orders {

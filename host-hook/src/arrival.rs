@@ -29,6 +29,9 @@ use crate::{
 /// Added to the round trip when frames are replayed: how long libvirt and we took to notice the stop.
 const NOTICE: Duration = Duration::from_millis(25);
 
+/// A prepared guest is left alone for so long after its arrival: its CPUs have a pause to make up for.
+const WAKING: Duration = Duration::from_millis(150);
+
 /// What the service passes on to an arrival.
 pub enum News {
     /// The hook `started`: QEMU waits for the memory, the taps are up.
@@ -170,7 +173,9 @@ impl Arrival {
                 Order::TellGuest(order) => {
                     if let Some(vm) = &self.saved.vm {
                         let address = vm.address();
-                        self.guest.get_or_insert_with(|| GuestLine::open(address)).tell(order);
+                        // A guest that is prepared sees its arrival by itself, sooner than anybody could tell it.
+                        let patience = if offer.join == Join::Before { WAKING } else { Duration::ZERO };
+                        self.guest.get_or_insert_with(|| GuestLine::open(address, patience)).tell(order);
                     }
                 }
                 Order::Admit { warning } => self.admit(warning),

@@ -137,7 +137,7 @@ impl Departure {
                 Order::Follow => self.follow(offer),
                 Order::TellGuest(order) => {
                     let address = self.saved.vm.address();
-                    self.guest.get_or_insert_with(|| GuestLine::open(address)).tell(order);
+                    self.guest.get_or_insert_with(|| GuestLine::open(address, Duration::ZERO)).tell(order);
                 }
                 Order::TellPeer(message) => {
                     if let Some(peer) = &self.peer {

@@ -39,11 +39,15 @@ pub struct GuestLine {
 }
 
 impl GuestLine {
-    /// Dials in the background. What is told before the guest answers is kept.
-    pub fn open(address: Address) -> GuestLine {
+    /// Dials in the background, first after `patience`. What is told before the guest answers is kept.
+    pub fn open(address: Address, patience: Duration) -> GuestLine {
         let (orders, orders_out) = mpsc::unbounded_channel();
         let (replies_in, replies) = mpsc::unbounded_channel();
-        let task = tokio::task::spawn_local(keep(address, orders_out, replies_in)).abort_handle();
+        let task = tokio::task::spawn_local(async move {
+            tokio::time::sleep(patience).await;
+            keep(address, orders_out, replies_in).await;
+        })
+        .abort_handle();
         GuestLine { orders, replies, task }
     }
 

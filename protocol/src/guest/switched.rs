@@ -15,10 +15,6 @@ impl Prepared {
 
     pub(super) fn switch(self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
         let arrival = self.arrival.max(arrival);
-        let mut orders = vec![Order::Do(Step::Prefer(Side::New))];
-        if arrival > Arrival::No {
-            orders.push(Order::Do(Step::TakeOver));
-        }
         let state = Switched {
             counts: self.counts,
             arrival,
@@ -31,7 +27,7 @@ impl Prepared {
             cut: None,
             plan: self.plan,
         };
-        (Guest::Switched(state.cut_from(now)), orders)
+        (Guest::Switched(state.cut_from(now)), vec![Order::Do(Step::Prefer(Side::New))])
     }
 }
 
@@ -149,13 +145,15 @@ impl Switched {
         flip.into_iter().chain(take_over).collect()
     }
 
+    /// The traffic is on its new path already, or on its way there: what else there is to do at the arrival waits until
+    /// the VM's programs have had the CPU for the frames that piled up.
     fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
         self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
         self.arrival = arrival;
         self.heard(now);
-        self.recount = now + RECOUNT;
+        self.recount = now + RETRY;
         self.pause = RECOUNT;
-        (Guest::Switched(self.cut_from(now)), vec![Order::Do(Step::TakeOver)])
+        (Guest::Switched(self.cut_from(now)), vec![])
     }
 
     /// The lease begins anew, where there is one.
