@@ -43,6 +43,7 @@ pub async fn run(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
         hosts: Vec::new(),
         callers: Vec::new(),
         facts: facts_in.clone(),
+        probe: None,
     };
     daemon.set_up()?;
     tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in));
@@ -117,6 +118,8 @@ struct Daemon {
     /// Calls that wait for the machine's answer about a migration.
     callers: Vec<(MigrationId, oneshot::Sender<FromGuest>)>,
     facts: mpsc::UnboundedSender<Event>,
+    /// The question to the new LAN's gateway, while somebody waits for the answer.
+    probe: Option<tokio::task::AbortHandle>,
 }
 
 impl Daemon {
@@ -209,6 +212,9 @@ impl Daemon {
             let why = summary(&event);
             let (state, orders) = std::mem::take(&mut self.record.guest).handle(now(), event);
             self.record.guest = state;
+            if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
+                self.stop_probe();
+            }
             // The flip goes first and is written down after: it can be repeated, the time cannot.
             let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
             // What orders nothing can be learnt again.
@@ -281,10 +287,11 @@ impl Daemon {
     }
 
     /// In the background: an abort must not wait for a silent gateway.
-    fn probe_gateway(&self) {
+    fn probe_gateway(&mut self) {
         let Some(paths) = self.record.paths else { return };
         let facts = self.facts.clone();
-        tokio::task::spawn_local(async move {
+        self.stop_probe();
+        let probe = tokio::task::spawn_local(async move {
             let (mac, exit) = (paths.new.mac, paths.new.exit);
             match neighbours::probe(exit.ifindex, mac, exit.source, exit.gateway).await {
                 Ok(_) => drop(facts.send(Event::Done(Step::ProbeGateway))),
@@ -294,6 +301,14 @@ impl Daemon {
                 }
             }
         });
+        self.probe = Some(probe.abort_handle());
+    }
+
+    /// An answer that comes late must not count for the next migration.
+    fn stop_probe(&mut self) {
+        if let Some(probe) = self.probe.take() {
+            probe.abort();
+        }
     }
 
     fn announce_again_later(&self) {
