@@ -6,6 +6,7 @@
 pub mod accelerator;
 pub mod capture;
 pub mod carry;
+pub mod connections;
 pub mod demo;
 pub mod domain;
 pub mod exec;
@@ -17,6 +18,7 @@ pub mod pki;
 pub mod report;
 pub mod shell;
 pub mod site;
+pub mod snapshot;
 pub mod stage;
 pub mod topology;
 pub mod traffic;

@@ -1,14 +1,20 @@
 //! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     accelerator,
-    domain::Domain,
+    domain::{AGENT_PORT, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
     pki::Authority,
-    shell::{LabError, Process, Result, program, run, wait_for},
+    shell::{During as _, LabError, Process, Result, program, run, wait_for},
     site::{LabDir, Site, SiteOptions},
     topology::{Topology, TopologyOptions},
 };
@@ -28,6 +34,8 @@ pub struct StageOptions {
     pub topology: TopologyOptions,
     /// Whether the VM has an agent.
     pub agent: bool,
+    /// Whether its description names it as LSM's.
+    pub metadata: bool,
     /// Virtual CPUs of the VM.
     pub vcpus: u32,
 }
@@ -39,9 +47,56 @@ impl Default for StageOptions {
             policy: String::new(),
             topology: TopologyOptions::default(),
             agent: true,
+            metadata: true,
             vcpus: 1,
         }
     }
+}
+
+/// How the VM starts its agent: as the unit has it.
+const AGENT: &str = "chrt -r 20 /bin/lsm-guest run";
+
+/// `virsh migrate` under way.
+#[derive(Debug)]
+pub struct Migration(Process);
+
+impl Migration {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What virsh complained of, or it did not end within `limit`.
+    pub fn end(&mut self, limit: Duration) -> Result<()> {
+        let status = self.0.wait(limit)?;
+        let mut said = String::new();
+        if let Some(stderr) = &mut self.0.child().stderr {
+            let _ = stderr.read_to_string(&mut said);
+        }
+        if status.success() { Ok(()) } else { Err(LabError::Other(format!("virsh migrate: {status}: {said}"))) }
+    }
+
+    /// Whether it still goes on.
+    pub fn goes_on(&mut self) -> bool {
+        self.0.is_running()
+    }
+}
+
+/// What is missing to run the product here, if anything. Where everything is expected (`LSM_EXPECT_ALL`), that is a
+/// failure.
+///
+/// # Panics
+/// Something is missing and `LSM_EXPECT_ALL` is set.
+#[must_use]
+pub fn lacking() -> bool {
+    let needed = ["/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64", "/usr/sbin/nft", "/bin/busybox"];
+    let missing = if nix::unistd::geteuid().is_root() {
+        needed.into_iter().find(|path| !Path::new(path).exists()).map(|path| format!("no {path}; run tests/install"))
+    } else {
+        Some("not root".to_owned())
+    };
+    let Some(missing) = missing else { return false };
+    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{missing}, and LSM_EXPECT_ALL is set");
+    eprintln!("skipped: {missing}");
+    true
 }
 
 /// It runs. Dropping it takes everything down.
@@ -69,7 +124,7 @@ impl Stage {
             .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
         if options.agent {
             let agent = static_program("lsm-guest", "lsm-guest")?;
-            image = image.program(&agent)?.service("lsm-guest", "chrt -r 20 /bin/lsm-guest run");
+            image = image.program(&agent)?.service("lsm-guest", AGENT);
         }
         let image = image.build()?;
         told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));
@@ -99,6 +154,9 @@ impl Stage {
         let mut domain = Domain::new("vm", image, &topology.sites()[0]);
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
+        if !options.metadata {
+            domain.metadata = None;
+        }
         let guest = Guest::boot(&domain, &sites)?;
         let up = format!(
             "grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}",
@@ -130,12 +188,85 @@ impl Stage {
         from.virsh(&["migrate", "--live", name, &format!("qemu+tcp://{to}/system")]).map(drop)
     }
 
+    /// The same in the background, with more arguments for virsh: `--bandwidth`, say, for time to do something meanwhile.
+    ///
+    /// # Errors
+    /// virsh could not be started.
+    pub fn begin(&self, to: &str, more: &[&str]) -> Result<Migration> {
+        let mut virsh = self.guest.site()?.command("virsh");
+        virsh.args(["--quiet", "--connect", "qemu:///system", "migrate", "--live", &self.guest.domain().name]);
+        virsh.arg(format!("qemu+tcp://{to}/system")).args(more).stdout(Stdio::null()).stderr(Stdio::piped());
+        Process::start("virsh migrate", &mut virsh).map(Migration)
+    }
+
+    /// Waits until the agent is in one of these states.
+    ///
+    /// # Errors
+    /// It is not, after `limit`.
+    pub fn agent_is(&self, states: &[&str], limit: Duration) -> Result<serde_json::Value> {
+        let mut last = String::new();
+        let found = wait_for(&format!("the agent to be {}", states.join(" or ")), limit, || {
+            let outcome = self.guest.exec("lsm-guest status --json").ok()?;
+            last = format!("{}{}", outcome.stdout, outcome.stderr);
+            let status: serde_json::Value = serde_json::from_str(&outcome.stdout).ok()?;
+            states.contains(&status["state"].as_str()?).then_some(status)
+        });
+        found.map_err(|error| LabError::Other(format!("{error}; it said last: {last}")))
+    }
+
+    /// The host's end of the agent's virtio-serial port: the service opens it during migrations only.
+    ///
+    /// # Errors
+    /// libvirt does not know the VM, or its description has no such channel.
+    pub fn agent_port(&self) -> Result<PathBuf> {
+        let site = self.guest.site()?;
+        let xml = site.virsh(&["dumpxml", &self.guest.domain().name])?;
+        let channel = xml.split("<channel").find(|channel| channel.contains(AGENT_PORT));
+        let path = channel.and_then(|channel| channel.split("path='").nth(1)?.split('\'').next());
+        path.map(|path| site.inside(path)).ok_or_else(|| LabError::Other(format!("the VM has no port {AGENT_PORT}")))
+    }
+
+    /// The last line of the agent's log that says this.
+    ///
+    /// # Errors
+    /// None does, after `limit`.
+    pub fn agent_said(&self, words: &str, limit: Duration) -> Result<String> {
+        wait_for(&format!("the agent to log {words:?}"), limit, || {
+            let log = self.guest.exec("cat /var/log/lsm-guest.log").ok()?.stdout;
+            log.lines().rev().find(|line| line.contains(words)).map(str::to_owned)
+        })
+    }
+
+    /// Kills the agent without warning.
+    ///
+    /// # Errors
+    /// The VM does not answer.
+    pub fn kill_agent(&self) -> Result<()> {
+        self.guest.must("kill -KILL $(pidof lsm-guest)").map(drop)
+    }
+
+    /// Starts it again, as the image does.
+    ///
+    /// # Errors
+    /// The VM does not answer.
+    pub fn start_agent(&self) -> Result<()> {
+        self.guest.must(&format!("({AGENT} </dev/null >>/var/log/lsm-guest.log 2>&1 &)")).map(drop)
+    }
+
+    /// The operator's `lsm-hook` there.
+    ///
+    /// # Errors
+    /// What it complained of.
+    pub fn lsm_hook(&self, site: &str, arguments: &[&str]) -> Result<String> {
+        run(self.site(site).command(&self.hook).args(arguments))
+    }
+
     /// What `lsm-hook status --json` says there.
     ///
     /// # Errors
     /// The service does not answer.
     pub fn status(&self, site: &str) -> Result<serde_json::Value> {
-        let text = run(self.site(site).command(&self.hook).args(["status", "--json"]))?;
+        let text = self.lsm_hook(site, &["status", "--json"])?;
         serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error} in {text}")))
     }
 
@@ -162,16 +293,41 @@ impl Stage {
         })
     }
 
+    /// Kills the host service there.
+    pub fn stop_service(&mut self, site: &str) {
+        let index = self.service(site);
+        self.services[index].kill();
+    }
+
+    fn service(&self, site: &str) -> usize {
+        2 * self.sites.iter().position(|known| known.name() == site).unwrap_or_default()
+    }
+
     /// Kills the host service there and starts it again.
     ///
     /// # Errors
     /// It does not start.
     pub fn restart_service(&mut self, site: &str) -> Result<()> {
         let site = self.site(site).clone();
-        let index = 2 * self.sites.iter().position(|known| known.name() == site.name()).unwrap_or_default();
+        let index = self.service(site.name());
         self.services[index].kill();
         self.services[index] = serve(&site, &self.hook)?;
         Ok(())
+    }
+
+    /// Puts `text` into the host's configuration in place of `old`, without a word to the service. Gives the whole as it
+    /// was.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or has no such text.
+    pub fn reconfigure(&self, site: &str, old: &str, text: &str) -> Result<String> {
+        let file = self.site(site).dir().join("etc/lsm/host.toml");
+        let was = std::fs::read_to_string(&file).during(|| format!("read {}", file.display()))?;
+        if !was.contains(old) {
+            return Err(LabError::Other(format!("{} has no {old:?}: {was}", file.display())));
+        }
+        std::fs::write(&file, was.replacen(old, text, 1)).during(|| format!("write {}", file.display()))?;
+        Ok(was)
     }
 
     /// What the host service there has logged.

@@ -1,0 +1,177 @@
+//! Migrations that cannot be prepared are refused before anything moves, and the operator reads on the terminal of
+//! `virsh migrate` what is wrong and what to do.
+
+use std::{fs, process::Command, time::Duration};
+
+use lsm_tests::{
+    connections::Connections,
+    domain::Domain,
+    guest::Guest,
+    pki::Authority,
+    shell::{chain, run, run_with_input, wait_for},
+    snapshot::Snapshot,
+    stage::{Stage, StageOptions, lacking},
+};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A VM with live connections, and how everything was before.
+struct Scene {
+    stage: Stage,
+    connections: Connections,
+    before: Snapshot,
+}
+
+impl Scene {
+    fn set() -> Scene {
+        let stage = Stage::set(&StageOptions::default(), |what| eprintln!("{what}")).unwrap();
+        let connections = Connections::open(&stage, 1).unwrap();
+        let before = Snapshot::take(&stage).unwrap();
+        Scene { stage, connections, before }
+    }
+
+    /// The migration is refused in these words; the VM runs on where it was, and nothing is left of the attempt.
+    fn refused(&mut self, case: &str, words: &[&str]) {
+        eprintln!("-- {case}");
+        let said = chain(&self.stage.migrate("dallas").expect_err(case));
+        for word in words {
+            assert!(said.contains(word), "{case}: no {word:?} in: {said}");
+        }
+        assert_eq!(self.stage.guest.site().unwrap().name(), "montreal", "{case}");
+        self.unharmed(case);
+    }
+
+    fn unharmed(&mut self, case: &str) {
+        if let Err(error) = self.connections.alive().and_then(|()| self.before.restored(&self.stage, LIMIT, "")) {
+            let logs = ["montreal", "dallas"].map(|site| self.stage.log(site)).join("\n----\n");
+            panic!("{case}: {}\n{logs}", chain(&error));
+        }
+    }
+
+    /// Another line of dallas' configuration, and the service started with it.
+    fn reconfigured(&mut self, old: &str, text: &str) {
+        self.stage.reconfigure("dallas", old, text).unwrap();
+        self.stage.restart_service("dallas").unwrap();
+    }
+
+    fn metadata(&self, text: &str) {
+        let site = self.stage.site("montreal");
+        site.virsh(&["metadata", "vm", "--live", "--uri", "urn:lsm:1", "--key", "lsm", "--set", text]).unwrap();
+    }
+}
+
+#[test]
+fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
+    if lacking() {
+        return;
+    }
+    let mut scene = Scene::set();
+    let [mac_a, mac_b] = [&scene.stage.guest.domain().mac_a, &scene.stage.guest.domain().mac_b].map(String::clone);
+
+    let vm = |b: &str| format!(r#"<vm><vnic mac="{mac_a}" lan="montreal"/><vnic mac="{b}"/></vm>"#);
+    scene.metadata(&vm("52:54:00:00:00:99"));
+    scene.refused("a MAC that the VM has not", &["52:54:00:00:00:99", "virsh metadata vm urn:lsm:1 --edit"]);
+    scene.metadata(&vm(&mac_b));
+
+    scene.reconfigured("bridge = \"br-dallas\"", "bridge = \"br-nowhere\"");
+    scene.refused(
+        "no bridge",
+        &["bridge br-nowhere of LAN dallas does not exist here; create it or correct [lan.dallas]"],
+    );
+    scene.reconfigured("br-nowhere", "br-dallas");
+
+    scene.stage.stop_service("montreal");
+    scene.refused(
+        "the source's service is down",
+        &["no peer runs this VM (montreal:", "check that lsm-hook runs on the source"],
+    );
+    scene.stage.restart_service("montreal").unwrap();
+
+    scene.stage.stop_service("dallas");
+    scene.refused(
+        "the destination's service is down",
+        &["cannot reach the host service", "systemctl start lsm-hook.socket"],
+    );
+    scene.stage.restart_service("dallas").unwrap();
+
+    let pki = scene.stage.site("montreal").dir().join("etc/pki");
+    let good = pki.with_extension("good");
+    run(Command::new("cp").arg("-a").arg(&pki).arg(&good)).unwrap();
+    let wan = scene.stage.topology.site("montreal").wan;
+    Authority::new("somebody else").unwrap().equip(&pki, "montreal", wan.into()).unwrap();
+    scene.stage.restart_service("montreal").unwrap();
+    scene.refused(
+        "a certificate of another authority",
+        &[
+            "the certificate of peer montreal (checked against /etc/pki/CA/cacert.pem)",
+            "all hosts need certificates of one CA",
+        ],
+    );
+    run(Command::new("cp").arg("-a").arg(good.join(".")).arg(&pki)).unwrap();
+    scene.stage.restart_service("montreal").unwrap();
+
+    eprintln!("-- a LAN that no host knows");
+    let mut lost = Domain::new("lost", scene.stage.guest.domain().image.clone(), scene.stage.topology.site("montreal"));
+    lost.metadata =
+        lost.metadata.map(|text| text.replace("lan=\"montreal\"", "lan=\"atlantis\"").replace(":aa:", ":bb:"));
+    (lost.mac_a, lost.mac_b) = (lost.mac_a.replace(":aa:", ":bb:"), lost.mac_b.replace(":aa:", ":bb:"));
+    lost.address = scene.stage.topology.site("montreal").address(11);
+    let guest = Guest::boot(&lost, &scene.stage.sites).unwrap();
+    let refused = scene.stage.site("montreal").virsh(&["migrate", "--live", "lost", "qemu+tcp://dallas/system"]);
+    let said = chain(&refused.unwrap_err());
+    assert!(said.contains("host.toml there has no [lan.atlantis], the LAN of vNIC 52:54:00:bb:01:01"), "{said}");
+    assert!(said.contains("add it, or correct the VM's metadata"), "{said}");
+    assert_eq!(guest.must("echo alive").unwrap(), "alive\n");
+    drop(guest);
+    scene.unharmed("a LAN that no host knows");
+
+    eprintln!("-- an unknown key");
+    let good = scene.stage.reconfigure("dallas", "[policy]\n", "[policy]\nswich = \"auto\"\n").unwrap();
+    let line = 1 + good.lines().position(|line| line == "[policy]").unwrap() + 1;
+    let place = format!("/etc/lsm/host.toml:{line}:1");
+    for command in ["check", "serve"] {
+        let said = chain(&scene.stage.lsm_hook("dallas", &[command]).unwrap_err());
+        assert!(said.contains(&place) && said.contains("swich"), "{command}, {place}: {said}");
+    }
+    fs::write(scene.stage.site("dallas").dir().join("etc/lsm/host.toml"), good).unwrap();
+    assert!(scene.stage.lsm_hook("dallas", &["check"]).unwrap().contains("good"));
+
+    eprintln!("-- XML that is not a domain");
+    let hook = fs::read_to_string(scene.stage.site("dallas").dir().join("etc/lsm/real-hook")).unwrap();
+    for (xml, words) in [("<network xmlns:lsm='urn:lsm:1'/>", "not a description of a VM"), ("urn:lsm:1", "not XML")] {
+        let mut call = scene.stage.site("dallas").command(hook.trim());
+        let said = chain(&run_with_input(call.args(["hook", "vm", "migrate", "begin", "-"]), xml).unwrap_err());
+        assert!(said.contains(words), "{said}");
+    }
+
+    scene.stage.migrate("dallas").unwrap();
+    scene.connections.alive().unwrap();
+    scene.connections.end().unwrap();
+    scene.stage.settled(LIMIT).unwrap();
+}
+
+#[test]
+fn an_unprepared_guest_is_refused_or_joins_later_as_policy_says() {
+    if lacking() {
+        return;
+    }
+    let mut scene = Scene::set();
+    scene.stage.kill_agent().unwrap();
+    scene.reconfigured("[policy]\n", "[policy]\nunprepared = \"refuse\"\nprepare_wait_ms = 1500\n");
+    scene.refused("no agent", &["the guest was not prepared within 1500 ms", "set unprepared = \"post-join\""]);
+
+    eprintln!("-- no agent, but post-join");
+    scene.reconfigured("unprepared = \"refuse\"", "unprepared = \"post-join\"");
+    scene.stage.migrate("dallas").unwrap();
+    let warned =
+        |stage: &Stage| stage.log("dallas").lines().any(|line| line.contains(" WARN ") && line.contains("prepared"));
+    wait_for("a warning", LIMIT, || warned(&scene.stage).then_some(())).unwrap();
+    assert_eq!(scene.stage.guest.site().unwrap().name(), "dallas");
+    scene.connections.alive().unwrap(); // through the home tunnel
+    scene.stage.start_agent().unwrap();
+    let joined = scene.stage.agent_is(&["switched", "settling"], LIMIT).unwrap();
+    assert_eq!(joined["waiting"], 0, "{joined}");
+    scene.connections.alive().unwrap();
+    scene.connections.end().unwrap();
+    scene.stage.settled(LIMIT).unwrap();
+}
