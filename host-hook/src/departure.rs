@@ -163,7 +163,10 @@ impl Departure {
         let lan = old.lan.as_ref().and_then(|lan| self.host.config.lans.get(lan));
         let lan = lan.ok_or_else(|| {
             let lan = old.lan.as_deref().unwrap_or("(none)");
-            Decline::Tunnel(format!("host.toml there has no [lan.{lan}], the LAN of vNIC {}", old.mac))
+            Decline::Tunnel(format!(
+                "host.toml there has no [lan.{lan}], the LAN of vNIC {}; add it, or correct the VM's metadata",
+                old.mac
+            ))
         })?;
         let home = self.host.spec(offer.home, offer, offer.underlay, lan.mtu as u16)?;
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
