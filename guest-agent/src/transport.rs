@@ -148,7 +148,11 @@ impl Talk<'_> {
             return Ok(Ok(bytes));
         }
         if self.outbox.is_some() {
-            return Ok(Err((Vec::new(), Ended::NoHello)));
+            // On a virtio-serial port the host does not see that the agent it spoke to has died, and goes on as before:
+            // a Hello that it did not ask for makes it begin anew.
+            let ours = Hello::ours(concat!("lsm-guest ", env!("CARGO_PKG_VERSION")));
+            let bytes = if self.wire == Wire::Serial { self.frame(Kind::Hello, &ours) } else { Vec::new() };
+            return Ok(Err((bytes, Ended::NoHello)));
         }
         let told = frame.open(Kind::ToGuest)?;
         let _ = self.news.send(News::Said { session: self.session, told });

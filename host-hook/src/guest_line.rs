@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use lsm_protocol::{
     FromGuest, ToGuest,
-    frame::{Kind, Wire},
+    frame::{FrameError, Kind, Wire},
 };
 use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle};
 
@@ -108,17 +108,28 @@ async fn talk(
     orders: &mut mpsc::UnboundedReceiver<ToGuest>,
     replies: &mpsc::UnboundedSender<FromGuest>,
 ) -> LineError {
+    let mut unanswered = None;
     loop {
         if let Some(order) = unsent.as_ref() {
             if let Err(error) = line.send(Kind::ToGuest, order).await {
                 return error;
             }
-            *unsent = None;
+            unanswered = unsent.take();
         }
         tokio::select! {
             reply = line.receive(Kind::FromGuest) => match reply {
-                Ok(reply) => drop(replies.send(reply)),
-                Err(error) => return error,
+                Ok(reply) => {
+                    unanswered = None;
+                    drop(replies.send(reply));
+                }
+                Err(error) => {
+                    // A virtio-serial port outlives its agent: the next one says Hello instead of an answer, and has
+                    // not understood what it was told.
+                    if matches!(error, LineError::Frame(FrameError::Kind { got, .. }) if got == Kind::Hello as u16) {
+                        *unsent = unanswered;
+                    }
+                    return error;
+                }
             },
             Some(order) = orders.recv() => *unsent = Some(order),
         }
