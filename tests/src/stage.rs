@@ -297,6 +297,11 @@ impl Stage {
     pub fn stop_service(&mut self, site: &str) {
         let index = self.service(site);
         self.services[index].kill();
+        // It is a grandchild: dead at once, gone a little later.
+        let socket = self.site(site).inside("/run/lsm/hook.sock");
+        let _ = wait_for("the service to go", Duration::from_secs(5), || {
+            std::os::unix::net::UnixStream::connect(&socket).is_err().then_some(())
+        });
     }
 
     fn service(&self, site: &str) -> usize {
@@ -309,8 +314,8 @@ impl Stage {
     /// It does not start.
     pub fn restart_service(&mut self, site: &str) -> Result<()> {
         let site = self.site(site).clone();
+        self.stop_service(site.name());
         let index = self.service(site.name());
-        self.services[index].kill();
         self.services[index] = serve(&site, &self.hook)?;
         Ok(())
     }
