@@ -9,7 +9,7 @@ use lsm_tests::{
     stage::{Migration, Stage, StageOptions, lacking},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// MiB/s for the copy alone: the tunnels keep the WAN's rate. The VM has some 80 MiB to copy.
 const SLOW: [&str; 2] = ["--bandwidth", "12"];
 

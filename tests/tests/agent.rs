@@ -10,7 +10,7 @@ use lsm_tests::{
 };
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// MiB/s for the copy alone, for time to do harm.
 const SLOW: [&str; 2] = ["--bandwidth", "12"];
 

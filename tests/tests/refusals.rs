@@ -13,7 +13,7 @@ use lsm_tests::{
     stage::{Stage, StageOptions, lacking},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A VM with live connections, and how everything was before.
 struct Scene {
