@@ -1,5 +1,7 @@
 //! The agent by hand, and what becomes of a migration when the agent or a host's service dies in the middle of it.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::time::Duration;
 
 use lsm_tests::{

@@ -1,5 +1,7 @@
 //! The product's own business: a VM moves, with its connections, in every mode and on both kernels.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::time::Duration;
 
 use lsm_tests::{

@@ -1,5 +1,7 @@
 //! The lab's own network: what it promises about paths, delay and cuts.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::time::Duration;
 
 use lsm_tests::{

@@ -1,6 +1,8 @@
 //! Migrations that cannot be prepared are refused before anything moves, and the operator reads on the terminal of
 //! `virsh migrate` what is wrong and what to do.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::{fs, process::Command, time::Duration};
 
 use lsm_tests::{

@@ -1,5 +1,7 @@
 //! What the lab promises of its sites and VMs.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::{
     fs,
     path::Path,

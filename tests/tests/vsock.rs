@@ -1,6 +1,8 @@
 //! The agent's two ways in, spoken to frame by frame on a VM that stays where it is: virtio-serial, and vsock by way of
 //! `vhost-device-vsock` where that program is there.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
