@@ -152,7 +152,7 @@ async fn listen(place: Place, notices: mpsc::Sender<Notice>) {
         let why = match bus::listen(&place, &notices).await {
             Err(no_bus) => match virsh::lifecycle(&place, &notices).await {
                 Ok(()) => "virsh ended".to_owned(),
-                Err(no_virsh) => format!("{}; {no_virsh}", with_causes(&no_bus)),
+                Err(no_virsh) => format!("{}; {no_virsh}", crate::story(&no_bus)),
             },
             Ok(()) => "libvirt-dbus went away".to_owned(),
         };
@@ -165,7 +165,7 @@ async fn listen_to_qemu(place: Place, notices: mpsc::Sender<Notice>) {
     let mut told = None;
     loop {
         let ended = virsh::monitor(&place, &notices).await;
-        tell_once(&mut told, ended.err().map_or_else(|| "virsh ended".to_owned(), |error| with_causes(&error)));
+        tell_once(&mut told, ended.err().map_or_else(|| "virsh ended".to_owned(), |error| crate::story(&error)));
         tokio::time::sleep(RETRY_AFTER).await;
     }
 }
@@ -176,16 +176,6 @@ fn tell_once(told: &mut Option<String>, why: String) {
         tracing::warn!(why, "no events from libvirt; trying again every second");
         *told = Some(why);
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn now(whose: Whose, what: What) -> Notice {

@@ -25,6 +25,7 @@ mod sockets;
 mod stream;
 mod subflows;
 
+pub use crate::shell::chain;
 pub use client_process::ClientProcess;
 pub use controller::client;
 pub use fault::{Fault, NoFault};
@@ -54,16 +55,4 @@ pub enum TrafficError {
     Gone(String),
     #[error("the traffic client was silent for {limit:?} while waiting until {awaited}")]
     Silent { awaited: &'static str, limit: Duration },
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
