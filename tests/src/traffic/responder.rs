@@ -67,6 +67,8 @@ impl Responder {
             }
             let now = clock::monotonic();
             let fault = self.fault;
+            // What is due goes out before anything is read: after a pause a long queue waits to be read.
+            self.keep_pace(now);
             self.peers.retain_mut(|peer| {
                 let flags = ready.next().unwrap_or(PollFlags::empty());
                 match peer.step(flags, now, &mut buffer, fault) {
@@ -82,6 +84,13 @@ impl Responder {
             }
         }
         Ok(())
+    }
+
+    /// When one connection's record is due, those nearly due go with it: fewer wake-ups.
+    fn keep_pace(&mut self, now: u64) {
+        if self.peers.iter().any(|peer| peer.pace.as_ref().is_some_and(|pace| pace.next <= now)) {
+            self.peers.iter_mut().for_each(|peer| peer.keep_pace(now));
+        }
     }
 
     /// What happened, in the order listeners, datagrams, peers.
@@ -159,7 +168,6 @@ impl Peer {
         if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) && !self.read(buffer, fault)? {
             return if self.finished { Ok(false) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        self.keep_pace(now);
         self.fill_bulk(now);
         if self.outgoing.pending() > 0 {
             self.outgoing.flush(&self.socket)?;
@@ -176,7 +184,7 @@ impl Peer {
     fn keep_pace(&mut self, now: u64) {
         let Some(pace) = &mut self.pace else { return };
         let period = u64::from(pace.hello.period_us.max(1)) * 1_000;
-        while pace.next <= now {
+        while pace.next <= now + period / 2 {
             pace.next += period;
             if self.bulk_until.is_none() && self.outgoing.pending() < PACED_BACKLOG {
                 self.outgoing.push(Kind::Data, pace.hello.payload(), self.incoming.total(), 0);
@@ -186,6 +194,8 @@ impl Peer {
                 pace.next = now + period;
             }
         }
+        // An error shows again, and is told, where the connection is read.
+        let _ = self.outgoing.flush(&self.socket);
     }
 
     /// A record of the client's woke us: if ours is nearly due, it goes now and carries the acknowledgement. That halves
