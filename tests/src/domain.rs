@@ -2,10 +2,32 @@
 
 use std::net::Ipv4Addr;
 
-use crate::{exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan};
+use crate::{exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan, vsock_device};
 
 /// The virtio-serial port that `lsm-guest` and `lsm-hook` speak over.
 pub const AGENT_PORT: &str = "org.lsm.guest.0";
+
+/// How hosts reach the VM's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// The virtio-serial port [`AGENT_PORT`].
+    Serial,
+    /// vsock by the kernel's vhost-vsock and nothing else; libvirt chooses the CID. See [`kernel_vsock`].
+    Vsock,
+    /// The port, and vsock by [`crate::vsock_device`]. The VM cannot migrate.
+    VsockDevice,
+}
+
+/// Whether this machine's kernel has vhost-vsock. Nobody can install that, so it is never expected.
+#[must_use]
+pub fn kernel_vsock() -> bool {
+    std::path::Path::new("/dev/vhost-vsock").exists()
+}
+
+/// The id of the device that [`Channel::VsockDevice`] gives, for QEMU's `device_del`.
+pub const VSOCK_DEVICE: &str = "labvsock";
+/// The id of the port it is plugged into: QEMU takes it out while the VM runs only from such a one.
+pub const VSOCK_SLOT: &str = "labslot";
 
 /// One VM: vNIC A in a site's LAN, vNIC B spare, no disk.
 #[derive(Debug, Clone)]
@@ -38,6 +60,8 @@ pub struct Domain {
     pub metadata: Option<String>,
     /// The `<cpu>` element, where the default is not wanted.
     pub cpu: Option<String>,
+    /// How its agent is reached.
+    pub channel: Channel,
     /// More on the kernel's command line.
     pub command_line: String,
     /// More devices, as XML.
@@ -69,6 +93,7 @@ impl Domain {
             kvm: false,
             metadata: Some(metadata),
             cpu: None,
+            channel: Channel::Serial,
             command_line: String::new(),
             devices: String::new(),
         }
@@ -94,14 +119,20 @@ impl Domain {
         let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
         let metadata = self.metadata.as_deref().unwrap_or_default();
         let (console, lab_port, more) = (self.console(), exec::PORT, &self.command_line);
+        let port = format!("<channel type='unix'><target type='virtio' name='{AGENT_PORT}'/></channel>");
+        let (backing, channel, arguments) = match self.channel {
+            Channel::Serial => ("", port, String::new()),
+            Channel::Vsock => ("", "<vsock model='virtio'><cid auto='yes'/></vsock>".into(), String::new()),
+            Channel::VsockDevice => (SHARED_MEMORY, port, vsock_arguments()),
+        };
         // Under emulation each of these costs without protecting anything, most of all in the first milliseconds after
         // arrival, when all code is translated anew; without randomised addresses two processes share what is.
         format!(
-            r#"<domain type='{kind}'>
+            r#"<domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
   <metadata>{metadata}</metadata>
   <memory unit='MiB'>{memory_mib}</memory>
-  <vcpu>{vcpus}</vcpu>
+  {backing}<vcpu>{vcpus}</vcpu>
   <os>
     <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
     <kernel>{kernel}</kernel>
@@ -129,14 +160,33 @@ impl Domain {
       <model type='virtio'/>
       <rom enabled='no'/>
     </interface>
-    <channel type='unix'><target type='virtio' name='{AGENT_PORT}'/></channel>
+    {channel}
     <channel type='unix'><target type='virtio' name='{lab_port}'/></channel>
     <serial type='file'><source path='{console}' append='on'/></serial>
     <memballoon model='none'/>
     {devices}
   </devices>
+  {arguments}
 </domain>
 "#
         )
     }
+}
+
+/// The device is another process, which reads and writes the VM's memory.
+const SHARED_MEMORY: &str = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n  ";
+
+/// libvirt has no XML for a vhost-user vsock device.
+fn vsock_arguments() -> String {
+    let socket = vsock_device::SOCKET;
+    let arguments = [
+        "-chardev".to_owned(),
+        format!("socket,id={VSOCK_DEVICE}char,path={socket}"),
+        "-device".into(),
+        format!("pcie-root-port,id={VSOCK_SLOT},chassis=90,slot=90"),
+        "-device".into(),
+        format!("vhost-user-vsock-pci,id={VSOCK_DEVICE},bus={VSOCK_SLOT},chardev={VSOCK_DEVICE}char"),
+    ];
+    let arguments = arguments.map(|word| format!("<qemu:arg value='{word}'/>"));
+    format!("<qemu:commandline>{}</qemu:commandline>", arguments.concat())
 }

@@ -10,13 +10,14 @@ use std::{
 
 use crate::{
     accelerator,
-    domain::{AGENT_PORT, Domain},
+    domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
     pki::Authority,
     shell::{During as _, LabError, Process, Result, program, run, wait_for},
     site::{LabDir, Site, SiteOptions},
     topology::{Topology, TopologyOptions},
+    vsock_device::VsockDevice,
 };
 
 /// Where the VM's traffic program listens.
@@ -38,6 +39,8 @@ pub struct StageOptions {
     pub metadata: bool,
     /// Virtual CPUs of the VM.
     pub vcpus: u32,
+    /// How hosts reach the VM's agent.
+    pub channel: Channel,
 }
 
 impl Default for StageOptions {
@@ -49,9 +52,13 @@ impl Default for StageOptions {
             agent: true,
             metadata: true,
             vcpus: 1,
+            channel: Channel::Serial,
         }
     }
 }
+
+/// The VM's CID, where the lab chooses it.
+const CID: u32 = 4;
 
 /// How the VM starts its agent: as the unit has it.
 const AGENT: &str = "chrt -r 20 /bin/lsm-guest run";
@@ -104,6 +111,8 @@ pub fn lacking() -> bool {
 pub struct Stage {
     pub guest: Guest,
     services: Vec<Process>,
+    /// Where the VM has [`Channel::VsockDevice`].
+    pub vsock: Option<VsockDevice>,
     pub sites: Vec<Arc<Site>>,
     hook: PathBuf,
     _lab: LabDir,
@@ -125,6 +134,9 @@ impl Stage {
         if options.agent {
             let agent = static_program("lsm-guest", "lsm-guest")?;
             image = image.program(&agent)?.service("lsm-guest", AGENT);
+        }
+        if options.channel == Channel::VsockDevice {
+            image = image.module("vsock_loopback").program(&static_program("lsm-tests", "lab-vsock")?)?;
         }
         let image = image.build()?;
         told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));
@@ -154,9 +166,14 @@ impl Stage {
         let mut domain = Domain::new("vm", image, &topology.sites()[0]);
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
+        domain.channel = options.channel;
         if !options.metadata {
             domain.metadata = None;
         }
+        let vsock = match options.channel {
+            Channel::VsockDevice => Some(VsockDevice::start(&sites[0], CID)?),
+            Channel::Serial | Channel::Vsock => None,
+        };
         let guest = Guest::boot(&domain, &sites)?;
         let up = format!(
             "grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}",
@@ -166,7 +183,7 @@ impl Stage {
             guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
         })?;
         told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));
-        Ok(Stage { guest, services, sites, hook, _lab: lab, topology })
+        Ok(Stage { guest, services, vsock, sites, hook, _lab: lab, topology })
     }
 
     /// The site of that name.

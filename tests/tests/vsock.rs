@@ -1,158 +1,204 @@
-//! The agent's two ways in, spoken to frame by frame on a VM that stays where it is: virtio-serial, and vsock by way of
-//! `vhost-device-vsock` where that program is there.
+//! The agent's way in by AF_VSOCK, on a VM that stays where it is: a whole migration as a host would lead it, the hang-up
+//! by which the guest knows its arrival, and who may not speak. Migrations over vsock: `moves.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use std::{
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use lsm_protocol::{
-    FromGuest, Hello, ToGuest, VERSIONS,
-    frame::{Decoder, Frame, Kind, MAX_BODY, Wire},
+    Addressing, Drain, FromGuest, Hello, MigrationId, Prepare, Side, ToGuest, VERSIONS,
+    frame::{Kind, Wire},
 };
-use lsm_tests::stage::{Stage, StageOptions, lacking};
+use lsm_tests::{
+    connections::Connections,
+    conversation::Conversation,
+    domain::{Channel, VSOCK_DEVICE, VSOCK_SLOT},
+    logbook::Logbook,
+    shell::wait_for,
+    site::Site,
+    snapshot::Snapshot,
+    stage::{Stage, StageOptions, lacking},
+    topology::SPARE_BRIDGE,
+    vsock_device::{self, VsockDevice},
+};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
+/// Where the agent listens.
+const PORT: u32 = 19_539;
 
-/// The host's end of a conversation.
-struct Line {
-    stream: UnixStream,
-    wire: Wire,
-    decoder: Decoder,
+fn stage() -> Option<Stage> {
+    if lacking() || vsock_device::lacking() {
+        return None;
+    }
+    let options = StageOptions { channel: Channel::VsockDevice, ..StageOptions::default() };
+    Some(Stage::set(&options, |what| eprintln!("{what}")).unwrap())
 }
 
-impl Line {
-    fn new(stream: UnixStream, wire: Wire) -> Line {
-        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        Line { stream, wire, decoder: Decoder::new(wire) }
-    }
+/// A host's service, after the Hellos.
+fn host(device: &VsockDevice) -> Conversation {
+    let mut line = Conversation::new(device.connect(PORT).unwrap(), Wire::Stream).unwrap();
+    let theirs = line.greet(&Hello::ours("a test")).unwrap();
+    assert_eq!(theirs.versions, VERSIONS);
+    assert!(theirs.software.starts_with("lsm-guest "), "{theirs:?}");
+    line
+}
 
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
-    }
+/// A cable from the spare vNIC's bridge to the LAN of dallas, in place of the advance tunnel.
+fn plug_spare_into_dallas(stage: &Stage) {
+    let [montreal, dallas] = ["montreal", "dallas"].map(|name| stage.topology.ns(name));
+    let bridge = &stage.topology.site("dallas").bridge;
+    montreal
+        .ip(&format!(
+            "link add cable type veth peer name cable netns {}\nlink set cable master {SPARE_BRIDGE} up\n",
+            dallas.name()
+        ))
+        .unwrap();
+    dallas.ip(&format!("link set cable master {bridge} up\n")).unwrap();
+}
 
-    fn say<T: serde::Serialize>(&mut self, kind: Kind, message: &T) {
-        let bytes = self.wire.encode(&Frame::new(kind, 1, message).unwrap());
-        self.send(&bytes);
-    }
-
-    /// The next frame; `None` when the other side closed.
-    fn hear(&mut self) -> Option<Frame> {
-        let deadline = Instant::now() + LIMIT;
-        let mut chunk = [0; 4096];
-        loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
-            }
-            assert!(Instant::now() < deadline, "waited {LIMIT:?} for a frame");
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
-                Ok(length) => self.decoder.push(&chunk[..length]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn greet(&mut self) -> Hello {
-        self.say(Kind::Hello, &Hello::ours("a test"));
-        self.hear().expect("a Hello").open(Kind::Hello).unwrap()
-    }
-
-    fn query(&mut self) {
-        self.say(Kind::ToGuest, &ToGuest::Query);
-        let status = self.hear().expect("a status").open(Kind::FromGuest).unwrap();
-        let FromGuest::Status(status) = status else { panic!("{status:?}") };
-        assert_eq!(status.state, "idle");
+fn plan(stage: &Stage, number: u8) -> Prepare {
+    let domain = stage.guest.domain();
+    let lan = stage.topology.site("dallas");
+    Prepare {
+        migration: MigrationId([number; 16]),
+        old: domain.mac_a.parse().unwrap(),
+        new: domain.mac_b.parse().unwrap(),
+        lan: lan.name.clone(),
+        addressing: Addressing::Static {
+            address: lan.address(100).into(),
+            prefix_len: 24,
+            gateway: lan.gateway.into(),
+        },
+        mtu: 1500,
+        arrived: false,
+        drain: Drain::UntilIdle,
+        lease: 120_000,
     }
 }
 
-fn stranger() -> Hello {
-    Hello { versions: vec![9, 8], software: "lsm-hook 9.0".into() }
-}
-
-/// A frame whose header claims more than any frame may have.
-fn oversized() -> Vec<u8> {
-    let mut bytes = Frame::new(Kind::ToGuest, 1, &ToGuest::Query).unwrap().encode();
-    bytes[4..8].copy_from_slice(&(MAX_BODY as u32 + 1).to_le_bytes());
-    bytes
-}
-
-/// A frame that is well-formed, with a body that is no message.
-fn senseless(wire: Wire) -> Vec<u8> {
-    wire.encode(&Frame { kind: Kind::ToGuest as u16, sequence: 1, body: vec![0xff; 40] })
+/// All of [`Connections`] have joined the new address.
+fn prepared(line: &mut Conversation, plan: &Prepare) {
+    let answer = line.tell(&ToGuest::Prepare(plan.clone())).unwrap();
+    let FromGuest::Prepared { migration, counts } = answer else { panic!("{answer:?}") };
+    assert_eq!((migration, counts.joined, counts.waiting), (plan.migration, 4, 0), "{counts:?}");
 }
 
 #[test]
-fn frames_over_virtio_serial() {
-    if lacking() {
-        return;
-    }
-    let stage = Stage::set(&StageOptions::default(), |what| eprintln!("{what}")).unwrap();
-    let said = |words: &str| stage.agent_said(words, LIMIT).unwrap();
-    let connect = || Line::new(UnixStream::connect(stage.agent_port().unwrap()).unwrap(), Wire::Serial);
+fn a_migration_as_a_host_leads_it() {
+    let Some(stage) = stage() else { return };
+    let device = stage.vsock.as_ref().unwrap();
+    plug_spare_into_dallas(&stage);
+    let mut connections = Connections::open(&stage, 0).unwrap();
+    let before = Snapshot::take(&stage).unwrap();
 
-    let mut line = connect();
-    assert_eq!(line.greet().versions, VERSIONS);
-    line.query();
-    // On a port that finds its way back into step, what is not a frame is skipped, and said so.
-    line.send(&senseless(Wire::Serial));
-    said("the body of a frame of kind 1 is not what this kind holds");
-    line.query();
-    line.send(b"\x01\x02\x03noise\x00");
-    line.query();
-    let mut serial = oversized();
-    serial.extend_from_slice(&crc(&serial));
-    line.send(&cobs(&serial));
-    said("bytes of body; 65520 are allowed");
-    line.query();
-    line.send(&vec![1; 200_000]);
-    line.send(&[0]);
-    line.query();
+    let mut line = host(device);
+    assert_eq!(line.status().unwrap().state, "idle");
+    let first = plan(&stage, 1);
+    prepared(&mut line, &first);
+    connections.alive().unwrap();
+
+    // A service that restarts has called again before its lease ends.
     drop(line);
+    let mut line = host(device);
+    let status = line.status().unwrap();
+    assert_eq!((status.state.as_str(), status.migration), ("prepared", Some(first.migration)));
+    let aborted = line.tell(&ToGuest::Abort { migration: first.migration }).unwrap();
+    assert_eq!(aborted, FromGuest::Aborted { migration: first.migration });
+    before.restored(&stage, LIMIT, "").unwrap();
+    connections.alive().unwrap();
 
-    let mut line = connect();
-    line.say(Kind::ToGuest, &ToGuest::Query);
-    said("the host's first frame was not a Hello");
-    drop(line);
-
-    let mut line = connect();
-    line.say(Kind::Hello, &stranger());
-    let theirs: Hello = line.hear().expect("a Hello before the end").open(Kind::Hello).unwrap();
-    assert_eq!(theirs.versions, VERSIONS);
-    said("no common protocol version: this side speaks 1, lsm-hook 9.0 speaks 9, 8");
-    drop(line);
-
-    // None of it has done anything.
-    let mut line = connect();
-    line.greet();
-    line.query();
-}
-
-/// CRC-32 as the frames have it (IEEE 802.3).
-fn crc(bytes: &[u8]) -> [u8; 4] {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+    let second = plan(&stage, 2);
+    let migration = second.migration;
+    prepared(&mut line, &second);
+    let switched = line.tell(&ToGuest::Switch { migration, to: Side::New }).unwrap();
+    assert!(
+        matches!(switched, FromGuest::Switched { migration: of, to: Side::New, .. } if of == migration),
+        "{switched:?}"
+    );
+    connections.alive().unwrap();
+    line.say(Kind::ToGuest, &ToGuest::Arrived { migration }).unwrap();
+    loop {
+        match line.answer().unwrap() {
+            FromGuest::Settled { migration: of } if of == migration => break,
+            FromGuest::Switched { .. } => {}
+            other => panic!("waiting for Settled: {other:?}"),
         }
     }
-    (!crc).to_le_bytes()
+    let left = stage.guest.must("ip -4 -o addr show dev eth0").unwrap();
+    assert!(!left.contains(&stage.guest.domain().address.to_string()), "the old address is still there: {left}");
+    connections.alive().unwrap();
+    connections.end().unwrap();
 }
 
-/// COBS, and the zero that ends it; for less than 254 bytes.
-fn cobs(bytes: &[u8]) -> Vec<u8> {
-    assert!(bytes.len() < 254);
-    let mut coded = Vec::new();
-    for run in bytes.split(|byte| *byte == 0) {
-        coded.push(run.len() as u8 + 1);
-        coded.extend_from_slice(run);
+/// libvirt's live migration replaces the device, and the guest's connections are reset. Here it is unplugged, and another
+/// plugged in.
+#[test]
+fn the_hang_up_is_the_arrival() {
+    let Some(mut stage) = stage() else { return };
+    plug_spare_into_dallas(&stage);
+    let mut connections = Connections::open(&stage, 0).unwrap();
+    let plan = plan(&stage, 3);
+    let mut line = host(stage.vsock.as_ref().unwrap());
+    prepared(&mut line, &plan);
+
+    let site = stage.site("montreal").clone();
+    let mut log = Logbook::of_agent(&stage);
+    monitor(&site, &format!("device_del {VSOCK_DEVICE}"));
+    log.says(&["from=\"prepared\"", "to=\"switched", "the host's channel was reset"]).unwrap();
+    drop(log);
+    connections.alive().unwrap();
+
+    let character = format!("{VSOCK_DEVICE}char");
+    wait_for("the device to be gone", LIMIT, || {
+        monitor(&site, &format!("chardev-remove {character}")).is_empty().then_some(())
+    })
+    .unwrap();
+    stage.vsock = None;
+    let device = VsockDevice::start(&site, 5).unwrap();
+    monitor(&site, &format!("chardev-add socket,id={character},path={}", vsock_device::SOCKET));
+    monitor(&site, &format!("device_add vhost-user-vsock-pci,id={VSOCK_DEVICE},bus={VSOCK_SLOT},chardev={character}"));
+
+    // The destination's word is what lets go of the old path.
+    let stream = wait_for("the agent to be reached again", LIMIT, || device.connect(PORT).ok()).unwrap();
+    let mut line = Conversation::new(stream, Wire::Stream).unwrap();
+    line.greet(&Hello::ours("a test")).unwrap();
+    assert_eq!(line.status().unwrap().migration, Some(plan.migration));
+    line.say(Kind::ToGuest, &ToGuest::Arrived { migration: plan.migration }).unwrap();
+    while line.answer().unwrap() != (FromGuest::Settled { migration: plan.migration }) {}
+    connections.alive().unwrap();
+    connections.end().unwrap();
+}
+
+fn monitor(site: &Site, command: &str) -> String {
+    site.virsh(&["qemu-monitor-command", "--hmp", "vm", command]).unwrap().trim().to_owned()
+}
+
+#[test]
+fn only_root_on_the_host_may_speak() {
+    let Some(stage) = stage() else { return };
+    let device = stage.vsock.as_ref().unwrap();
+    let mut connections = Connections::open(&stage, 1).unwrap();
+    let mut log = Logbook::of_agent(&stage);
+
+    eprintln!("-- the VM's own programs, with and without a port that takes root");
+    for from in ["", "700"] {
+        let told = stage.guest.must(&format!("lab-vsock {PORT} {from}")).unwrap();
+        assert!(told.starts_with("0 bytes, then "), "{told}");
+        let line = log.says(&["refused: only root on the host may speak to this agent", "cid=1"]).unwrap();
+        assert_eq!(line.contains("port=700"), from == "700", "{line}");
     }
-    coded.push(0);
-    coded
+    host(device);
+
+    eprintln!("-- the host, from a port that anybody there can have");
+    // Nobody listens on port 1 of the VM: each call costs the device a source port and nothing else.
+    let refused = (0..1_024).filter(|_| device.connect(1).is_err()).count();
+    assert_eq!(refused, 1_024);
+    let mut line = Conversation::new(device.connect(PORT).unwrap(), Wire::Stream).unwrap();
+    let heard = line.greet(&Hello::ours("a test")).unwrap_err().to_string();
+    assert!(heard.contains("closed") || heard.contains("write to the agent"), "{heard}");
+    log.says(&["refused: only root on the host may speak to this agent", "cid=2", "port=1"]).unwrap();
+
+    assert_eq!(stage.agent_is(&["idle"], LIMIT).unwrap()["state"], "idle");
+    connections.alive().unwrap();
+    connections.end().unwrap();
 }
