@@ -183,7 +183,8 @@ fn vsock_arguments() -> String {
         "-chardev".to_owned(),
         format!("socket,id={VSOCK_DEVICE}char,path={socket}"),
         "-device".into(),
-        format!("pcie-root-port,id={VSOCK_SLOT},chassis=90,slot=90"),
+        // Behind the slots that libvirt gives to its own devices.
+        format!("pcie-root-port,id={VSOCK_SLOT},addr=0x18,chassis=90"),
         "-device".into(),
         format!("vhost-user-vsock-pci,id={VSOCK_DEVICE},bus={VSOCK_SLOT},chardev={VSOCK_DEVICE}char"),
     ];
