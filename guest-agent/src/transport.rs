@@ -56,9 +56,11 @@ pub enum Ended {
 
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
-/// One conversation, from Hello to the end. `transport` names it in the log.
+/// One conversation, from Hello to the end. `transport` names it in the log; `reset` comes when the transport breaks in a
+/// way that no reader is woken for.
 pub async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    reset: impl Future<Output = io::Error>,
     wire: Wire,
     transport: &str,
     news: &mpsc::UnboundedSender<News>,
@@ -67,6 +69,7 @@ pub async fn converse(
     let (outbox, mut answers) = mpsc::unbounded_channel();
     let mut talk = Talk { session, decoder: Decoder::new(wire), wire, sequence: 0, outbox: Some(outbox), news };
     let mut buffer = vec![0; 4096];
+    let mut reset = std::pin::pin!(reset);
     let ended = loop {
         let bytes = tokio::select! {
             read = stream.read(&mut buffer) => match read {
@@ -80,6 +83,7 @@ pub async fn converse(
                 },
                 Err(error) => break Ended::Broken(error),
             },
+            error = &mut reset => break Ended::Broken(error),
             Some(answer) = answers.recv() => talk.frame(Kind::FromGuest, &answer),
         };
         if !bytes.is_empty()

@@ -56,7 +56,7 @@ pub async fn serve(news: mpsc::UnboundedSender<News>) {
 async fn converse_for_ever(mut port: Port, news: &mpsc::UnboundedSender<News>) -> io::Result<()> {
     loop {
         port.host_connected().await?;
-        converse(&mut port, Wire::Serial, "virtio-serial", news).await;
+        converse(&mut port, std::future::pending(), Wire::Serial, "virtio-serial", news).await;
         if port.unplugged()? {
             return Err(io::ErrorKind::NotConnected.into());
         }

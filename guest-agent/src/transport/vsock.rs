@@ -1,12 +1,14 @@
 //! AF_VSOCK: the listener, and who may speak to it.
 
-use std::{io, time::Duration};
+use std::{io, os::fd::AsFd as _, time::Duration};
 
 use lsm_protocol::frame::Wire;
-use tokio::sync::mpsc;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
+use socket2::SockRef;
+use tokio::{io::Interest, sync::mpsc};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::{News, converse};
+use crate::readiness;
 
 /// Where the agent listens.
 pub const PORT: u32 = 19_539;
@@ -43,7 +45,8 @@ pub async fn listen(news: mpsc::UnboundedSender<News>) {
                 };
                 let news = news.clone();
                 tokio::spawn(async move {
-                    converse(stream, Wire::Stream, "vsock", &news).await;
+                    let reset = transport_reset(&stream);
+                    converse(stream, reset, Wire::Stream, "vsock", &news).await;
                     drop(permit);
                 });
             }
@@ -53,6 +56,26 @@ pub async fn listen(news: mpsc::UnboundedSender<News>) {
                 tokio::time::sleep(wait).await;
             }
         }
+    }
+}
+
+/// Comes when the transport is reset: the VM runs on another host, or the device was unplugged. The kernel tells an idle
+/// connection so by an error alone (virtio_vsock_reset_sock in net/vmw_vsock/virtio_transport.c, seen with 6.12), and
+/// tokio wakes no reader for an error alone.
+fn transport_reset(stream: &VsockStream) -> impl Future<Output = io::Error> + use<> {
+    let second = stream.as_fd().try_clone_to_owned();
+    async move {
+        let watch = async {
+            let socket = readiness::watch(second?, Interest::ERROR)?;
+            loop {
+                let mut guard = socket.ready(Interest::ERROR).await?;
+                if let Some(error) = SockRef::from(socket.get_ref()).take_error()? {
+                    return Ok(error);
+                }
+                guard.clear_ready();
+            }
+        };
+        watch.await.unwrap_or_else(|error: io::Error| error)
     }
 }
 
