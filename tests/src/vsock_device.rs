@@ -54,11 +54,17 @@ impl VsockDevice {
     /// # Errors
     /// It does not start.
     pub fn start(site: &Site, cid: u32) -> Result<VsockDevice> {
+        // A predecessor's would look as if this one listened already.
+        for socket in [SOCKET, HYBRID] {
+            let _ = std::fs::remove_file(site.inside(socket));
+        }
         let mut command = site.command(program());
         command.args(["--guest-cid", &cid.to_string(), "--socket", SOCKET, "--uds-path", HYBRID]);
         let process = site.service("vhost-device-vsock", &mut command)?;
-        let socket = site.inside(SOCKET);
-        wait_for("vhost-device-vsock to listen", Duration::from_secs(5), || socket.exists().then_some(()))?;
+        let sockets = [SOCKET, HYBRID].map(|socket| site.inside(socket));
+        wait_for("vhost-device-vsock to listen", Duration::from_secs(5), || {
+            sockets.iter().all(|socket| socket.exists()).then_some(())
+        })?;
         Ok(VsockDevice { hybrid: site.inside(HYBRID), _process: process })
     }
 

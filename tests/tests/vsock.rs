@@ -148,15 +148,18 @@ fn the_hang_up_is_the_arrival() {
     drop(log);
     connections.alive().unwrap();
 
-    let character = format!("{VSOCK_DEVICE}char");
     wait_for("the device to be gone", LIMIT, || {
-        monitor(&site, &format!("chardev-remove {character}")).is_empty().then_some(())
+        monitor(&site, &format!("chardev-remove {VSOCK_DEVICE}char")).is_empty().then_some(())
     })
     .unwrap();
     stage.vsock = None;
     let device = VsockDevice::start(&site, 5).unwrap();
-    monitor(&site, &format!("chardev-add socket,id={character},path={}", vsock_device::SOCKET));
-    monitor(&site, &format!("device_add vhost-user-vsock-pci,id={VSOCK_DEVICE},bus={VSOCK_SLOT},chardev={character}"));
+    for command in [
+        format!("chardev-add socket,id=another,path={}", vsock_device::SOCKET),
+        format!("device_add vhost-user-vsock-pci,id={VSOCK_DEVICE},bus={VSOCK_SLOT},chardev=another"),
+    ] {
+        assert_eq!(monitor(&site, &command), "", "{command}");
+    }
 
     // The destination's word is what lets go of the old path.
     let stream = wait_for("the agent to be reached again", LIMIT, || device.connect(PORT).ok()).unwrap();
