@@ -33,6 +33,8 @@ pub struct Line {
     wire: Wire,
     decoder: Decoder,
     sequence: u32,
+    /// Of a serial port, whether bytes were skipped: said once, however much a guest sends.
+    skipped: bool,
 }
 
 impl Line {
@@ -65,7 +67,7 @@ impl Line {
     }
 
     fn new(stream: Box<dyn Stream>, wire: Wire) -> Line {
-        Line { stream, wire, decoder: Decoder::new(wire), sequence: 0 }
+        Line { stream, wire, decoder: Decoder::new(wire), sequence: 0, skipped: false }
     }
 
     pub async fn send<T: Serialize>(&mut self, kind: Kind, message: &T) -> Result<(), LineError> {
@@ -92,7 +94,10 @@ impl Line {
                 Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
                 Err(error) if self.wire == Wire::Serial => {
-                    tracing::debug!(%error, "bytes on the serial port skipped");
+                    if !self.skipped {
+                        tracing::warn!(%error, "bytes from the guest's serial port skipped; more will be without a word");
+                    }
+                    self.skipped = true;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
