@@ -69,10 +69,11 @@ async fn keep(
             Err(error) => story(&error),
         };
         tracing::info!(peer = name, error = failure, "no line to the peer");
-        if news.send(PeerNews::Failed(failure)).is_err() {
-            return;
+        let _ = news.send(PeerNews::Failed(failure));
+        tokio::select! {
+            () = news.closed() => return, // and the peer is not bothered once more
+            () = tokio::time::sleep(wait) => {}
         }
-        tokio::time::sleep(wait).await;
         wait = (wait * 2).min(AGAIN_MAX);
     }
 }

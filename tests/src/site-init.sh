@@ -21,8 +21,8 @@ for path in lib cache log; do mount --bind "$dir/var/$path/libvirt" "/var/$path/
 # /dev: without kvm where it is of no use, so that libvirt does not ask QEMU about it again and again.
 mount -t tmpfs -o mode=755 tmpfs "$dir/dev"
 mkdir "$dir/dev/net" "$dir/dev/shm" "$dir/dev/pts" "$dir/dev/mapper"
-devices="null zero full random urandom tty net/tun"
-[ ! -e "$dir/use-kvm" ] || devices="$devices kvm vhost-net vhost-vsock"
+devices="null zero full random urandom tty net/tun vhost-vsock"
+[ ! -e "$dir/use-kvm" ] || devices="$devices kvm vhost-net"
 for device in $devices; do
     [ -e "/dev/$device" ] || continue
     : >"$dir/dev/$device"

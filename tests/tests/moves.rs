@@ -7,18 +7,23 @@ use std::time::Duration;
 use lsm_tests::{
     connections::Connections,
     demo::{self, DemoOptions, Live, Mode, Outcome},
+    domain::{Channel, kernel_vsock},
     stage::{Stage, StageOptions, lacking},
 };
 
 /// Moves of eight connections, as the demo shows them.
 fn moves(mode: Mode, switch: &str, number: usize, kernel: &str) -> Outcome {
+    moves_over(Channel::Serial, mode, switch, number, kernel)
+}
+
+fn moves_over(channel: Channel, mode: Mode, switch: &str, number: usize, kernel: &str) -> Outcome {
     let options = DemoOptions {
         mode,
         switch: switch.into(),
         moves: number,
         connections: 8,
         period: Duration::from_millis(20),
-        stage: StageOptions { kernel: kernel.into(), ..StageOptions::default() },
+        stage: StageOptions { kernel: kernel.into(), channel, ..StageOptions::default() },
     };
     let outcome = demo::run(&options, &Live::new(false)).unwrap();
     assert_eq!(outcome.faults, Vec::<String>::new());
@@ -38,6 +43,18 @@ fn joined_before(outcome: &Outcome) -> Vec<u64> {
 fn there_and_back_with_an_early_flip() {
     if !lacking() {
         assert_eq!(joined_before(&moves(Mode::PreJoin, "early", 2, "6.12")), [8, 8]);
+    }
+}
+
+/// The hosts reach the VM by its CID alone, and the guest knows its arrival by the reset of its vsock transport.
+#[test]
+fn there_and_back_over_vsock() {
+    if !kernel_vsock() {
+        eprintln!("skipped: no /dev/vhost-vsock (modprobe vhost_vsock)");
+    } else if !lacking() {
+        for switch in ["early", "arrival"] {
+            assert_eq!(joined_before(&moves_over(Channel::Vsock, Mode::PreJoin, switch, 2, "6.12")), [8, 8]);
+        }
     }
 }
 
