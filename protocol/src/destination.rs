@@ -8,12 +8,13 @@
 //!     +--- refused: the hook says why, nothing has moved -------+--- the VM gone, peer's abort: Undoing -> Gone
 //! ```
 
-use alloc::{vec, vec::Vec};
+use alloc::{string::String, vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Counts, Decline, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Prepare, Refusal, Side, ToGuest,
+    forecast::{Forecast, Survival},
     guest,
 };
 
@@ -23,6 +24,10 @@ pub const ACCEPT: Millis = 4_000;
 const KEEP_ALIVES: Millis = 6;
 /// What got no answer is said again after this.
 pub const REPEAT: Millis = 2_000;
+/// The source asks the guest for a forecast and answers within this.
+pub const FORESEE: Millis = 2_000;
+/// Connections that a refusal names; the rest is counted.
+pub const NAMED: usize = 10;
 /// The guest leaves the old path within this when the operator ends it.
 pub const RELEASE: Millis = guest::DRAIN + 5_000;
 /// After an abort the source has its guest leave the tunnels, and says when; without its word they go after this.
@@ -44,6 +49,9 @@ pub struct Policy {
     pub unprepared: Unprepared,
     /// How long libvirt may be held for the guest's preparation.
     pub prepare_wait: Millis,
+    /// How many connections must have joined once the guest is prepared.
+    #[serde(default)]
+    pub survival: Survival,
 }
 
 /// Why the migration is refused.
@@ -59,10 +67,37 @@ pub enum Refused {
     Guest(GuestFailure),
     #[error("the guest was not prepared within {0} ms (raise prepare_wait_ms, or set unprepared = \"post-join\")")]
     GuestSlow(Millis),
+    #[error("{short}: {named}")]
+    Connections { short: Short, named: String },
     #[error("the source host called the migration off")]
     Aborted,
     #[error("it was called off here, by the operator or by another migration of the same VM")]
     CalledOff,
+}
+
+/// Fewer connections can move than policy demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[error("only {moving} of {all} connections can move, and min_survival demands {needed}")]
+pub struct Short {
+    pub moving: u64,
+    pub all: u64,
+    pub needed: Survival,
+}
+
+impl Short {
+    /// What a forecast made before the preparation falls short by, at best.
+    pub fn of(forecast: &Forecast, join: Join, needed: Survival) -> Option<Short> {
+        let moving = if join == Join::Never { 0 } else { forecast.sums.at_best() };
+        let all = forecast.sums.managed();
+        (!needed.met(moving, all)).then_some(Short { moving, all, needed })
+    }
+
+    /// What the preparation falls short by.
+    fn after(counts: Counts, needed: Survival) -> Option<Short> {
+        let Counts { joined, waiting, legacy, .. } = counts;
+        let all = u64::from(joined) + u64::from(waiting) + u64::from(legacy);
+        (!needed.met_by(counts)).then_some(Short { moving: joined.into(), all, needed })
+    }
 }
 
 /// What the shell is to do, in this order.
@@ -121,6 +156,8 @@ pub enum Destination {
         policy: Policy,
         keep_alive: Millis,
         until: Millis,
+        /// Too few have joined; the source is asked which have not.
+        short: Option<Short>,
     },
     Incoming {
         offer: Offer,
@@ -186,7 +223,24 @@ impl Destination {
             (Building { offer, .. } | Waiting { offer, .. }, Event::Restarted) => undo(now, offer, true),
 
             // ---- Waiting
-            (Waiting { offer, .. }, Event::Peer(Peer::GuestPrepared { .. })) => admit(now, offer, None),
+            (
+                Waiting { offer, policy, keep_alive, short: None, .. },
+                Event::Peer(Peer::GuestPrepared { counts, .. }),
+            ) => match Short::after(counts, policy.survival) {
+                None => admit(now, offer, None),
+                short => {
+                    let ask = Order::TellPeer(Peer::Foresee { vm: offer.vm });
+                    (Waiting { offer, policy, keep_alive, until: now + FORESEE, short }, vec![ask])
+                }
+            },
+            (
+                Waiting { offer, short: Some(short), .. },
+                Event::Peer(Peer::Foreseen { forecast: Some(forecast), .. }),
+            ) => refuse(now, offer, Refused::Connections { short, named: forecast.in_doubt(NAMED) }),
+            (Waiting { offer, short: Some(short), until, .. }, Event::Deadline) if now >= until => {
+                let named = "the source host did not say which cannot".into();
+                refuse(now, offer, Refused::Connections { short, named })
+            }
             (Waiting { offer, policy, .. }, Event::Peer(Peer::GuestRefused { why, .. })) => match policy.unprepared {
                 Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
                 Unprepared::PostJoin => admit(now, offer, Some(why)),
@@ -195,9 +249,9 @@ impl Destination {
                 Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
                 Unprepared::PostJoin => admit(now, offer, None),
             },
-            (Waiting { offer, policy, keep_alive, until }, Event::Deadline) if now >= keep_alive => {
+            (Waiting { offer, policy, keep_alive, until, short }, Event::Deadline) if now >= keep_alive => {
                 let (keep_alive, say) = keep_alive_again(now, &offer);
-                (Waiting { offer, policy, keep_alive, until }, vec![say])
+                (Waiting { offer, policy, keep_alive, until, short }, vec![say])
             }
 
             // ---- Incoming
@@ -222,7 +276,7 @@ impl Destination {
 
             // ---- Arrived
             (
-                Arrived { offer, switched: None, repeat, leave },
+                Arrived { offer, repeat, leave, .. },
                 Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }),
             ) if migration == offer.migration => (Arrived { offer, switched: Some(counts), repeat, leave }, vec![]),
             (
@@ -304,6 +358,9 @@ impl Destination {
     pub fn deadline(&self) -> Option<guest::Deadline> {
         let (at, awaited) = match self {
             Destination::Building { until, .. } => (*until, "both hosts' tunnel ends"),
+            Destination::Waiting { keep_alive, until, short: Some(_), .. } => {
+                (*keep_alive.min(until), "the source to say which connections cannot move")
+            }
             Destination::Waiting { keep_alive, until, .. } => (*keep_alive.min(until), "the guest's preparation"),
             Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
@@ -363,7 +420,7 @@ fn both(
     }
     if offer.join == Join::Before && policy.prepare_wait > 0 {
         let (keep_alive, say) = keep_alive_again(now, &offer);
-        (Destination::Waiting { offer, policy, keep_alive, until: now + policy.prepare_wait }, vec![say])
+        (Destination::Waiting { offer, policy, keep_alive, until: now + policy.prepare_wait, short: None }, vec![say])
     } else {
         admit(now, offer, None)
     }

@@ -39,6 +39,10 @@ pub const RETRY: Millis = 200;
 pub const RECOUNT: Millis = 50;
 /// The slowest count.
 pub const RECOUNT_MAX: Millis = 1_000;
+/// After the flip, whoever has not joined is invited this often, each time after twice as long, up to [`INVITE_MAX`].
+pub const INVITE: Millis = 2_000;
+/// An invitation costs every connection a subflow (110 us, both ends together): once in five minutes does no harm.
+pub const INVITE_MAX: Millis = 5 * 60_000;
 
 /// Work for the shell that ends in [`Event::Done`] or [`Event::Failed`]. Each can be repeated: what is so already is
 /// done.
@@ -52,6 +56,8 @@ pub enum Step {
     Announce,
     /// The same withdrawn and made again.
     Reannounce,
+    /// The new address announced once more, with a port of its own: those who have joined it lose nothing by it.
+    Invite,
     /// The flip: this side's endpoint is preferred, the other's is backup; in one netlink write.
     Prefer(Side),
     /// Neighbours on the new LAN told, the gateway probed afresh, the main default route moved.
@@ -70,6 +76,8 @@ pub enum Order {
     Do(Step),
     /// Dump the connections and come back with [`Event::Counted`].
     Count,
+    /// Take down who has joined and who has not, by peer, as the last count saw it: evidence for later forecasts.
+    Learn,
     /// Say this to the host (and whoever listens on D-Bus).
     Reply(FromGuest),
 }
@@ -157,6 +165,19 @@ pub struct Switched {
     pub proving: bool,
     /// When the drain policy cuts what is left; counted from sure arrival.
     pub cut: Option<Millis>,
+    /// Those who have not joined, if any.
+    pub stragglers: Option<Stragglers>,
+}
+
+/// How those who have not joined are asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stragglers {
+    /// When they are invited next.
+    pub invite: Millis,
+    /// How long after that once more.
+    pub pause: Millis,
+    /// Invitations so far.
+    pub invited: u8,
 }
 
 /// Which part of the settling is under way.
@@ -201,6 +222,15 @@ pub enum Guest {
     Switched(Switched),
     Settling(Settling),
     Undoing(Undoing),
+}
+
+/// How long the old path stays, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    pub drain: Drain,
+    /// When it is cut, if a time is set.
+    pub cut: Option<Millis>,
+    pub stragglers: Option<Stragglers>,
 }
 
 /// When the machine wants [`Event::Deadline`], and what it waits for until then.
@@ -283,6 +313,9 @@ impl Guest {
             }
 
             // ---- late, repeated, or of no consequence here
+            (state, Event::Told(ToGuest::Settle { migration, .. })) => {
+                (state, vec![Order::Reply(FromGuest::Refused { migration, why: Refusal::NotArrived })])
+            }
             (state, Event::Told(ToGuest::Abort { migration })) if !matches!(state, Guest::Undoing(_)) => {
                 (state, vec![Order::Reply(FromGuest::Refused { migration, why: Refusal::Arrived })])
             }
@@ -312,11 +345,10 @@ impl Guest {
                 let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
                 (state, refuse(plan.migration, busy))
             }
-            (state, ToGuest::Arrived { migration } | ToGuest::Release { migration })
-                if state.has_settled(migration) =>
-            {
-                (state, vec![Order::Reply(FromGuest::Settled { migration })])
-            }
+            (
+                state,
+                ToGuest::Arrived { migration } | ToGuest::Release { migration } | ToGuest::Settle { migration, .. },
+            ) if state.has_settled(migration) => (state, vec![Order::Reply(FromGuest::Settled { migration })]),
             (state @ Guest::Idle { .. }, ToGuest::Abort { migration }) => {
                 (state, vec![Order::Reply(FromGuest::Aborted { migration })]) // nothing of it is here: already so
             }
@@ -342,6 +374,9 @@ impl Guest {
             Guest::Prepared(s) => (s.lease?, "a word from the host"),
             Guest::Switched(s) if s.proving => (s.recount, "an answer from the new LAN's gateway"),
             Guest::Switched(s) if !s.stands() => (s.recount, "the kernel to take the flip"),
+            Guest::Switched(Switched { recount, stragglers: Some(s), .. }) => {
+                (s.invite.min(*recount), "those who have not joined to join or to close")
+            }
             Guest::Switched(s) => (s.recount, "data on every new subflow"),
             Guest::Settling(s) => match s.leaving {
                 Leaving::Draining { until, landed: false } => (until, "the old path's data to land"),
@@ -375,6 +410,24 @@ impl Guest {
     /// The vNICs of the migration under way: old, new.
     pub fn vnics(&self) -> Option<(Mac, Mac)> {
         self.plan().map(|plan| (plan.old, plan.new))
+    }
+
+    /// The new address is announced, and there was time to join it.
+    pub fn has_announced(&self) -> bool {
+        matches!(self, Guest::Prepared(_) | Guest::Switched(_) | Guest::Settling(_))
+    }
+
+    /// What keeps the old path, once the new one is preferred.
+    pub fn holding(&self) -> Option<Holding> {
+        match self {
+            Guest::Switched(Switched { plan, cut, stragglers, .. }) => {
+                Some(Holding { drain: plan.drain, cut: *cut, stragglers: *stragglers })
+            }
+            Guest::Settling(Settling { plan, cut, .. }) => {
+                Some(Holding { drain: plan.drain, cut: *cut, stragglers: None })
+            }
+            _ => None,
+        }
     }
 
     /// The state's name, as logs and `status` print it.
@@ -424,8 +477,9 @@ impl ToGuest {
             | ToGuest::Arrived { migration }
             | ToGuest::Abort { migration }
             | ToGuest::KeepAlive { migration }
-            | ToGuest::Release { migration } => Some(*migration),
-            ToGuest::Query => None,
+            | ToGuest::Release { migration }
+            | ToGuest::Settle { migration, .. } => Some(*migration),
+            ToGuest::Query | ToGuest::Forecast { .. } => None,
         }
     }
 }

@@ -4,18 +4,18 @@
 //! (a change is a new variant). The golden files under `protocol/golden` freeze the bytes.
 //!
 //! ```text
-//! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release
-//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status
-//! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive
-//! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort
+//! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release, Forecast, Settle
+//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast
+//! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
+//! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen
 //! ```
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Mac;
+use crate::{Mac, forecast::Forecast};
 
 /// Milliseconds: of a duration, or since an origin of the shell's choice.
 pub type Millis = u64;
@@ -125,6 +125,12 @@ pub enum Refusal {
     Arrived,
     #[error("nothing is prepared that could be switched to; prepare first")]
     NotPrepared,
+    #[error(
+        "the old path still carries {waiting} MPTCP connections that have not joined the new one and {legacy} legacy ones; see \"lsm-guest forecast\"; \"settle --cut\" ends them"
+    )]
+    Held { waiting: u32, legacy: u32 },
+    #[error("the VM has not arrived yet: nobody has said so, and until then the old path stays")]
+    NotArrived,
 }
 
 /// Where the guest stands, for `status` on either side.
@@ -162,6 +168,17 @@ pub enum ToGuest {
     Release {
         migration: MigrationId,
     },
+    /// What would a move do to each connection? Answered with the page after `skip`; page 0 looks anew. `vnics` are those
+    /// that LSM manages; empty: as last heard.
+    Forecast {
+        vnics: Vec<Mac>,
+        skip: u32,
+    },
+    /// The old path is to be left for good: with `cut` now, whoever still uses it; else only if nobody does.
+    Settle {
+        migration: MigrationId,
+        cut: bool,
+    },
 }
 
 /// Guest to host.
@@ -173,6 +190,7 @@ pub enum FromGuest {
     Settled { migration: MigrationId },
     Aborted { migration: MigrationId },
     Status(GuestStatus),
+    Forecast(Forecast),
 }
 
 /// A domain's UUID.
@@ -223,7 +241,7 @@ pub struct VnicPlace {
 /// The answer of the host that runs the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Running {
-    pub vnics: alloc::vec::Vec<VnicPlace>,
+    pub vnics: Vec<VnicPlace>,
     /// The vNIC that carries the traffic.
     pub active: Mac,
     /// The source's end of the tunnels.
@@ -274,28 +292,69 @@ pub enum Decline {
 /// Between the hosts' services, both directions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
-    Locate { vm: Uuid },
-    Located { vm: Uuid, running: Option<Running> },
+    Locate {
+        vm: Uuid,
+    },
+    Located {
+        vm: Uuid,
+        running: Option<Running>,
+    },
     Offer(Offer),
-    Accepted { migration: MigrationId },
-    Declined { migration: MigrationId, why: Decline },
-    GuestPrepared { migration: MigrationId, counts: Counts },
-    GuestRefused { migration: MigrationId, why: GuestFailure },
-    Flipped { migration: MigrationId },
-    Stopped { migration: MigrationId },
-    Resumed { migration: MigrationId },
-    Arrived { migration: MigrationId },
-    TakeDown { migration: MigrationId },
-    TakenDown { migration: MigrationId },
-    Abort { migration: MigrationId },
-    KeepAlive { migration: MigrationId },
+    Accepted {
+        migration: MigrationId,
+    },
+    Declined {
+        migration: MigrationId,
+        why: Decline,
+    },
+    GuestPrepared {
+        migration: MigrationId,
+        counts: Counts,
+    },
+    GuestRefused {
+        migration: MigrationId,
+        why: GuestFailure,
+    },
+    Flipped {
+        migration: MigrationId,
+    },
+    Stopped {
+        migration: MigrationId,
+    },
+    Resumed {
+        migration: MigrationId,
+    },
+    Arrived {
+        migration: MigrationId,
+    },
+    TakeDown {
+        migration: MigrationId,
+    },
+    TakenDown {
+        migration: MigrationId,
+    },
+    Abort {
+        migration: MigrationId,
+    },
+    KeepAlive {
+        migration: MigrationId,
+    },
+    /// What would a move do to this VM's connections?
+    Foresee {
+        vm: Uuid,
+    },
+    /// The guest's answer, its first page; `None` if it gave none.
+    Foreseen {
+        vm: Uuid,
+        forecast: Option<Forecast>,
+    },
 }
 
 impl Peer {
-    /// The migration it is about; none for the question that comes before there is one.
+    /// The migration it is about; none for the questions that come before there is one.
     pub fn migration(&self) -> Option<MigrationId> {
         match self {
-            Peer::Locate { .. } | Peer::Located { .. } => None,
+            Peer::Locate { .. } | Peer::Located { .. } | Peer::Foresee { .. } | Peer::Foreseen { .. } => None,
             Peer::Offer(offer) => Some(offer.migration),
             Peer::Accepted { migration }
             | Peer::Declined { migration, .. }

@@ -68,6 +68,10 @@ impl Preparing {
                 self.arrival = self.arrival.max(Arrival::Guessed);
                 (Guest::Preparing(self), vec![])
             }
+            (_, Event::Told(ToGuest::Settle { migration, .. })) => {
+                let why = Refusal::NotPrepared;
+                (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
+            }
             (_, Event::Told(ToGuest::Switch { migration, .. })) => {
                 let why = Refusal::NotPrepared;
                 (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
@@ -94,9 +98,10 @@ impl Preparing {
         let state = Prepared { plan, counts, arrival, lease };
         if arrival == Arrival::No {
             let answer = state.answer();
-            (Guest::Prepared(state), vec![answer])
+            (Guest::Prepared(state), vec![answer, Order::Learn])
         } else {
-            state.switch(now, arrival)
+            let (state, orders) = state.switch(now, arrival);
+            (state, [orders, vec![Order::Learn]].concat())
         }
     }
 }

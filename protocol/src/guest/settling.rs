@@ -2,7 +2,10 @@
 
 use alloc::{vec, vec::Vec};
 
-use super::{Ended, Event, Guest, Leaving, Order, RECOUNT_MAX, Settling, Step};
+use super::{
+    Ended, Event, Guest, Leaving, Order, RECOUNT_MAX, Settling, Step,
+    switched::{held, without_end},
+};
 use crate::{Drain, FromGuest, Millis, Refusal, Side, ToGuest};
 
 impl Settling {
@@ -55,6 +58,23 @@ impl Settling {
             (_, Event::Told(ToGuest::Arrived { migration } | ToGuest::Switch { migration, to: Side::New })) => {
                 let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };
                 (Guest::Settling(self), vec![Order::Reply(reply)])
+            }
+            (_, Event::Told(ToGuest::Settle { migration, cut: false }))
+                if let Some(refusal) = held(migration, self.counts) =>
+            {
+                (Guest::Settling(self), vec![refusal])
+            }
+            (leaving, Event::Told(ToGuest::Settle { migration, cut })) => {
+                if cut {
+                    self.plan.drain = Drain::For(0);
+                    self.cut = Some(now);
+                } else {
+                    self.plan.drain = without_end(self.plan.drain);
+                }
+                let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };
+                let counts = matches!(leaving, Leaving::Draining { landed: true, .. } | Leaving::Holding { .. });
+                let count = counts.then_some(Order::Count);
+                (Guest::Settling(self), [Order::Reply(reply)].into_iter().chain(count).collect())
             }
             (leaving, Event::Told(ToGuest::Release { .. })) => {
                 self.plan.drain = Drain::For(0);

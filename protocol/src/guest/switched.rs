@@ -3,10 +3,10 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    Arrival, DRAIN, Event, GATEWAY, Guest, Leaving, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY, Settling, Step,
-    Switched, Undoing,
+    Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY,
+    Settling, Step, Stragglers, Switched, Undoing,
 };
-use crate::{Drain, FromGuest, Millis, Refusal, Side, ToGuest};
+use crate::{Counts, Drain, FromGuest, MigrationId, Millis, Refusal, Side, ToGuest};
 
 impl Prepared {
     pub(super) fn answer(&self) -> Order {
@@ -25,6 +25,7 @@ impl Prepared {
             lease: (arrival < Arrival::Sure).then_some(now + self.plan.lease),
             proving: false,
             cut: None,
+            stragglers: None,
             plan: self.plan,
         };
         (Guest::Switched(state.cut_from(now)), vec![Order::Do(Step::Prefer(Side::New))])
@@ -63,6 +64,10 @@ impl Switched {
                 let orders = self.missing();
                 (Guest::Switched(self), orders)
             }
+            Event::Deadline if self.stands() && self.stragglers.is_some_and(|s| now >= s.invite) => {
+                self.stragglers = self.stragglers.map(|s| s.invited(now));
+                (Guest::Switched(self), vec![Order::Do(Step::Invite)])
+            }
             Event::Deadline if now >= self.recount => {
                 self.pause = (self.pause * 2).min(RECOUNT_MAX);
                 self.recount = now + self.pause;
@@ -71,6 +76,7 @@ impl Switched {
             Event::SubflowsChanged => (Guest::Switched(self), vec![Order::Count]),
             Event::Counted(counts) => {
                 self.counts = counts;
+                self.stragglers = Stragglers::after(now, self.stragglers, counts);
                 self.settle(now)
             }
             Event::TransportReset if self.arrival == Arrival::No => self.arrive(now, Arrival::Guessed),
@@ -98,6 +104,24 @@ impl Switched {
                 }
                 orders.push(Order::Count);
                 (state, orders)
+            }
+            Event::Told(ToGuest::Settle { migration, .. }) if self.arrival < Arrival::Sure => {
+                let why = Refusal::NotArrived;
+                (Guest::Switched(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
+            }
+            Event::Told(ToGuest::Settle { migration, cut: false }) => {
+                if let Some(refusal) = held(migration, self.counts) {
+                    return (Guest::Switched(self), vec![refusal]);
+                }
+                self.plan.drain = without_end(self.plan.drain);
+                let answer = self.answer();
+                (Guest::Switched(self), vec![Order::Count, answer])
+            }
+            Event::Told(ToGuest::Settle { cut: true, .. }) => {
+                self.plan.drain = Drain::For(0);
+                self.cut = Some(now);
+                let answer = self.answer();
+                (Guest::Switched(self), vec![Order::Count, answer])
             }
             Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. }) => {
                 // The source still speaks. If we took its service's restart for the arrival, we know better now.
@@ -184,7 +208,7 @@ impl Switched {
                 leaving: Leaving::Draining { until: now + DRAIN, landed: false },
                 cut,
             }),
-            vec![],
+            vec![Order::Learn],
         )
     }
 
@@ -192,4 +216,29 @@ impl Switched {
         let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None };
         (Guest::Undoing(state), vec![Order::Do(Step::Prefer(Side::Old))])
     }
+}
+
+impl Stragglers {
+    /// Who is left after a count; those who are new among them have their time first.
+    fn after(now: Millis, before: Option<Stragglers>, counts: Counts) -> Option<Stragglers> {
+        let fresh = Stragglers { invite: now + INVITE, pause: INVITE, invited: 0 };
+        (counts.waiting > 0).then(|| before.unwrap_or(fresh))
+    }
+
+    fn invited(self, now: Millis) -> Stragglers {
+        let pause = (self.pause * 2).min(INVITE_MAX);
+        Stragglers { invite: now + pause, pause, invited: self.invited.saturating_add(1) }
+    }
+}
+
+/// Why the old path is not left at once, if somebody is on it.
+pub(super) fn held(migration: MigrationId, counts: Counts) -> Option<Order> {
+    let Counts { waiting, legacy, .. } = counts;
+    let why = Refusal::Held { waiting, legacy };
+    (waiting > 0 || legacy > 0).then_some(Order::Reply(FromGuest::Refused { migration, why }))
+}
+
+/// Nobody is on the old path that was to stay for good, and the operator gives it up: but for whoever has come since.
+pub(super) fn without_end(drain: Drain) -> Drain {
+    if drain == Drain::Forever { Drain::UntilIdle } else { drain }
 }

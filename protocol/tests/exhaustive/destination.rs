@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use lsm_protocol::{
     Counts, Decline, Drain, FromGuest, GuestFailure, Join, Millis, Peer, Refusal, Side,
     destination::{Destination, Event, Order, Policy, Unprepared},
+    forecast::{Forecast, Survival},
 };
 
 use crate::world::{
@@ -143,6 +144,8 @@ impl InDestination {
             Peer::Accepted { migration },
             Peer::Declined { migration, why: Decline::Busy(FOREIGN) },
             Peer::GuestPrepared { migration, counts },
+            Peer::GuestPrepared { migration, counts: Counts { legacy: 1, ..counts } },
+            Peer::Foreseen { vm: offer(Join::Before, Drain::UntilIdle).vm, forecast: Some(Forecast::default()) },
             Peer::GuestRefused { migration, why: GuestFailure::Silent(1) },
             Peer::Flipped { migration },
             Peer::Stopped { migration },
@@ -282,8 +285,10 @@ fn try_all(handle: Handle) -> Result<Explored, String> {
     let mut roots = Vec::new();
     for join in [Join::Before, Join::After, Join::Never] {
         for unprepared in [Unprepared::Refuse, Unprepared::PostJoin] {
-            for prepare_wait in [0, 5_000] {
-                let policy = Policy { unprepared, prepare_wait };
+            for (prepare_wait, survival) in
+                [(0, Survival::ANY), (5_000, Survival::ANY), (5_000, Survival::Percent(100))]
+            {
+                let policy = Policy { unprepared, prepare_wait, survival };
                 roots.push((format!("join {join:?}, {policy:?}"), InDestination::new(handle, join, policy)));
             }
         }

@@ -77,11 +77,20 @@ impl InGuest {
         if event == Event::Told(ToGuest::Release { migration: OURS }) {
             self.released = true;
         }
+        if event == Event::Told(ToGuest::Settle { migration: OURS, cut: true }) {
+            // Before the arrival nobody can give the old path up by this.
+            self.released |= self.truth.there && self.sure.is_some();
+        }
         let about_another = match &event {
             Event::Told(told) => told.migration() == Some(FOREIGN),
             _ => false,
         };
         let (machine, orders) = (self.handle)(self.machine.clone(), self.now, event.clone());
+        if event == Event::Told(ToGuest::Settle { migration: OURS, cut: false })
+            && machine.plan().is_some_and(|plan| plan.drain == Drain::UntilIdle)
+        {
+            self.truth.drain = Drain::UntilIdle; // the operator's, and accepted
+        }
         if about_another && (machine != self.machine || orders.iter().any(|o| !matches!(o, Order::Reply(_)))) {
             return Err("another migration's message changed something".to_owned());
         }
@@ -122,7 +131,7 @@ impl InGuest {
             }
             Some(Order::Count) => self.events.push_back(Event::Counted(self.kernel.count(&self.truth, moved))),
             Some(Order::Reply(reply)) => self.replies.push(reply),
-            None => {}
+            Some(Order::Learn) | None => {}
         }
         self.saved();
         Ok(self)
@@ -167,6 +176,8 @@ impl InGuest {
             ToGuest::Abort { migration },
             ToGuest::KeepAlive { migration },
             ToGuest::Query,
+            ToGuest::Settle { migration, cut: false },
+            ToGuest::Settle { migration, cut: true },
         ];
         let mut events: Vec<Event> = told.into_iter().map(Event::Told).collect();
         if self.truth.there {
@@ -245,7 +256,7 @@ impl Node for InGuest {
         if let Some(order) = self.orders.front() {
             add(format!("{order:?}"), self.clone().perform(true, true));
             match order {
-                Order::Do(Step::ProbeGateway) | Order::Reply(_) => {}
+                Order::Do(Step::ProbeGateway) | Order::Reply(_) | Order::Learn => {}
                 Order::Do(step) => add(format!("{step:?} fails"), self.clone().perform(false, false)),
                 Order::Count => add("Count finds none moved".to_owned(), self.clone().perform(true, false)),
             }

@@ -1,10 +1,11 @@
 //! One message of every kind, and of every kind of thing in them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lsm_protocol::{
     Addressing, Counts, Decline, Drain, FromGuest, GuestFailure, GuestStatus, Hello, Join, Mac, Offer, Peer, Prepare,
     Refusal, Running, Side, ToGuest, Uuid, VnicPlace,
+    forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
 };
 
 use crate::world::{FOREIGN, OURS, offer};
@@ -49,6 +50,9 @@ pub fn to_guest() -> Vec<(&'static str, ToGuest)> {
         ("KeepAlive", ToGuest::KeepAlive { migration }),
         ("Query", ToGuest::Query),
         ("Release", ToGuest::Release { migration }),
+        ("Forecast", ToGuest::Forecast { vnics: vec![OLD], skip: 1_000 }),
+        ("Settle", ToGuest::Settle { migration, cut: false }),
+        ("Settle, cut", ToGuest::Settle { migration, cut: true }),
     ]
 }
 
@@ -64,7 +68,27 @@ fn refusals() -> Vec<(&'static str, Refusal)> {
         ("Addressing", Refusal::Addressing),
         ("Arrived", Refusal::Arrived),
         ("NotPrepared", Refusal::NotPrepared),
+        ("Held", Refusal::Held { waiting: 1, legacy: 300 }),
+        ("NotArrived", Refusal::NotArrived),
     ]
+}
+
+/// A connection of each fate.
+fn forecast() -> Forecast {
+    let local = SocketAddr::from(([192, 0, 2, 7], 80));
+    let remote = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 40_000));
+    let obstacles = [
+        Obstacle::Plain,
+        Obstacle::Unanswered,
+        Obstacle::FellBack,
+        Obstacle::NotJoined { ago: 300_000 },
+        Obstacle::Full,
+    ];
+    let fates = [Fate::Joined, Fate::Able { ago: 0 }, Fate::OpenedHere, Fate::Unproven, Fate::Local];
+    let fates = obstacles.map(Fate::Waits).into_iter().chain(fates);
+    let sums = Sums { moves: 2, opened_here: 1, unproven: 1, waits: 5, local: 300 };
+    let connections = fates.map(|fate| Foreseen { local, remote, fate }).collect();
+    Forecast { sums, skipped: 1_000, connections, datagrams: Some(vec![local]) }
 }
 
 pub fn from_guest() -> Vec<(String, FromGuest)> {
@@ -85,6 +109,9 @@ pub fn from_guest() -> Vec<(String, FromGuest)> {
         ("Status".to_owned(), FromGuest::Status(status)),
         ("Status, idle".to_owned(), FromGuest::Status(idle)),
     ];
+    all.push(("Forecast".to_owned(), FromGuest::Forecast(forecast())));
+    let nothing = Forecast { datagrams: None, ..Forecast::default() };
+    all.push(("Forecast, of nothing".to_owned(), FromGuest::Forecast(nothing)));
     let refused = |(name, why)| (format!("Refused: {name}"), FromGuest::Refused { migration, why });
     all.extend(refusals().into_iter().map(refused));
     all
@@ -122,6 +149,9 @@ pub fn peer() -> Vec<(String, Peer)> {
         ("TakenDown", Peer::TakenDown { migration }),
         ("Abort", Peer::Abort { migration }),
         ("KeepAlive", Peer::KeepAlive { migration }),
+        ("Foresee", Peer::Foresee { vm: VM }),
+        ("Foreseen", Peer::Foreseen { vm: VM, forecast: Some(forecast()) }),
+        ("Foreseen, no answer", Peer::Foreseen { vm: VM, forecast: None }),
     ];
     all.drain(..).map(|(name, peer)| (name.to_owned(), peer)).collect()
 }

@@ -134,13 +134,14 @@ impl Run {
             }
             Order::Do(step) => {
                 let event = self.guest.kernel.perform(step, works, &self.truth)?;
-                if matches!(step, Step::Announce | Step::Reannounce | Step::Withdraw(_)) {
+                if matches!(step, Step::Announce | Step::Reannounce | Step::Invite | Step::Withdraw(_)) {
                     let wait = self.chance.between(1, 200);
                     self.after(wait, What::InGuest(self.guest.life, Event::SubflowsChanged));
                 }
                 self.log.push(format!("       guest: {event:?}"));
                 Ok(Some(event))
             }
+            Order::Learn => Ok(None),
             Order::Count if !works => Ok(None), // the dump failed
             Order::Count => {
                 let moved = self.healthy || self.chance.in_thousand(600);

@@ -3,6 +3,7 @@
 use lsm_protocol::{
     Drain, Join, Millis,
     destination::{Policy, Unprepared},
+    forecast::Survival,
     source::Switch,
 };
 
@@ -74,8 +75,9 @@ impl Scenario {
         let policy = Policy {
             unprepared: chance.of(&[Unprepared::Refuse, Unprepared::PostJoin, Unprepared::PostJoin]),
             prepare_wait: chance.of(&[0, 1_000, 5_000]),
+            survival: Survival::ANY,
         };
-        Scenario {
+        let mut scenario = Scenario {
             join: chance.of(&[Join::Before, Join::Before, Join::Before, Join::After, Join::Never]),
             drain: chance.of(&[Drain::UntilIdle, Drain::UntilIdle, Drain::For(3_000), Drain::Forever]),
             switch: chance.of(&[Switch::Auto, Switch::Early, Switch::Arrival]),
@@ -91,6 +93,9 @@ impl Scenario {
             cut,
             straggler: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
             legacy: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
-        }
+        };
+        // The last draw: what every seed stood for before, it stands for still.
+        scenario.policy.survival = chance.of(&[Survival::ANY, Survival::ANY, Survival::Percent(90)]);
+        scenario
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     FromGuest, Join, Millis, Peer, ToGuest,
+    forecast::Forecast,
     source::{Event, Order, Source, UNDO},
 };
 
@@ -70,6 +71,11 @@ impl Run {
         }
         let runs_here = matches!(self.vm, Vm::AtSource | Vm::Paused);
         match (&self.source.machine, &message) {
+            (_, Peer::Foresee { vm }) => {
+                let forecast = runs_here.then(Forecast::default);
+                self.send(What::ToDestination(Peer::Foreseen { vm: *vm, forecast }));
+                Ok(())
+            }
             (None, Peer::Offer(offer)) if runs_here => {
                 let (machine, orders) = Source::new(self.now, offer.clone(), self.scenario.switch);
                 (self.source.machine, self.source.disk) = (Some(machine.clone()), Some(machine));

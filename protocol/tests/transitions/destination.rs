@@ -1,6 +1,7 @@
 use lsm_protocol::{
     Counts, Decline, Drain, FromGuest, GuestFailure, Join, Millis, Peer, Refusal, Side,
     destination::{Destination, Event, Order, Policy, Unprepared},
+    forecast::{Forecast, Survival},
     guest::Deadline,
 };
 
@@ -42,6 +43,9 @@ fn events() -> Vec<Event> {
         Peer::Accepted { migration },
         Peer::Declined { migration, why: Decline::NotRunning },
         Peer::GuestPrepared { migration, counts },
+        Peer::GuestPrepared { migration, counts: Counts { joined: 9, legacy: 1, ..counts } },
+        Peer::Foreseen { vm: offer(Join::Before, Drain::UntilIdle).vm, forecast: Some(Forecast::default()) },
+        Peer::Foreseen { vm: offer(Join::Before, Drain::UntilIdle).vm, forecast: None },
         Peer::GuestRefused { migration, why: GuestFailure::Silent(1) },
         Peer::Flipped { migration },
         Peer::Stopped { migration },
@@ -73,8 +77,12 @@ fn rows() -> Vec<Row<Destination>> {
     let taking_down = [switched.clone(), vec![Event::Guest(FromGuest::Settled { migration })]].concat();
     let undoing = [incoming.clone(), vec![Event::VmGone]].concat();
     let gone = [taking_down.clone(), vec![Event::Peer(Peer::TakenDown { migration })]].concat();
-    let refuse = Policy { unprepared: Unprepared::Refuse, prepare_wait: 5_000 };
+    let refuse = Policy { unprepared: Unprepared::Refuse, prepare_wait: 5_000, survival: Survival::ANY };
     let post_join = Policy { unprepared: Unprepared::PostJoin, ..refuse };
+    let few =
+        Event::Peer(Peer::GuestPrepared { migration, counts: Counts { joined: 1, waiting: 1, ..Counts::default() } });
+    let short = [waiting.clone(), vec![few]].concat();
+    let most = Policy { survival: Survival::Percent(90), ..post_join };
     let row = |name, join, policy, events| {
         Row::new(name, Destination::new(START, offer(join, Drain::UntilIdle), policy).0, events)
     };
@@ -83,6 +91,8 @@ fn rows() -> Vec<Row<Destination>> {
         row("building", Join::Before, refuse, vec![]),
         row("built", Join::Before, refuse, vec![Event::Built]),
         row("waiting", Join::Before, refuse, waiting.clone()),
+        row("waiting, most must join", Join::Before, most, waiting.clone()),
+        row("waiting to hear who has not joined", Join::Before, most, short),
         row("waiting, post-join will do", Join::Before, post_join, waiting),
         row("incoming", Join::Before, refuse, incoming),
         row("incoming, stopped", Join::Before, refuse, stopped),

@@ -46,6 +46,9 @@ fn events() -> Vec<Event> {
         ToGuest::Abort { migration },
         ToGuest::KeepAlive { migration },
         ToGuest::Query,
+        ToGuest::Forecast { vnics: vec![], skip: 0 },
+        ToGuest::Settle { migration, cut: false },
+        ToGuest::Settle { migration, cut: true },
         ToGuest::Prepare(Prepare { migration: FOREIGN, ..plan(false) }),
         ToGuest::Arrived { migration: FOREIGN },
         ToGuest::Abort { migration: FOREIGN },
@@ -55,6 +58,7 @@ fn events() -> Vec<Event> {
         Step::ProbeGateway,
         Step::Announce,
         Step::Reannounce,
+        Step::Invite,
         Step::Prefer(Side::New),
         Step::Prefer(Side::Old),
         Step::TakeOver,
@@ -83,6 +87,7 @@ fn rows() -> Vec<Row<Guest>> {
     let guessed = [confirmed.clone(), vec![Event::TransportReset]].concat();
     let over = [guessed.clone(), vec![Event::Done(Step::TakeOver)]].concat();
     let sure = [over.clone(), vec![Event::Told(ToGuest::Arrived { migration })]].concat();
+    let left = [sure.clone(), vec![Event::Counted(ONE)]].concat();
     let back = [sure.clone(), vec![Event::Told(ToGuest::Switch { migration, to: Side::Old })]].concat();
     let draining = [sure.clone(), vec![Event::Counted(LEGACY)]].concat();
     let landed = [draining.clone(), vec![Event::Deadline]].concat();
@@ -109,6 +114,11 @@ fn rows() -> Vec<Row<Guest>> {
         row("switched, arrival guessed, not taken over", guessed),
         row("switched, arrival guessed", over),
         row("switched, arrival sure", sure),
+        row("switched, with a straggler", left.clone()),
+        row(
+            "switched, the straggler invited",
+            [left, vec![Event::Deadline, Event::Deadline, Event::Deadline]].concat(),
+        ),
         row("switched back after arrival", back),
         row("draining", draining),
         row("drained, counting", landed),

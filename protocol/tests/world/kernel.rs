@@ -58,7 +58,7 @@ impl Kernel {
         self.allowed(step, truth).map_err(|promise| format!("{step:?}: {promise}"))?;
         let possible = match step {
             Step::RaisePath => !self.old_released,
-            Step::Prefer(Side::New) => self.announced,
+            Step::Prefer(Side::New) | Step::Invite => self.announced,
             _ => true,
         };
         if step == Step::Reannounce {
@@ -72,6 +72,7 @@ impl Kernel {
             Step::RaisePath => self.new_up = true,
             Step::ProbeGateway => self.gateway_answered = true,
             Step::Announce | Step::Reannounce => self.announced = true,
+            Step::Invite => {} // who takes it up, the world decides
             Step::Prefer(side) => self.preferred = side,
             Step::TakeOver => self.default_route = Side::New,
             Step::Withdraw(Side::New) => self.announced = false,
@@ -90,8 +91,10 @@ impl Kernel {
     fn allowed(&self, step: Step, truth: &Truth) -> Result<(), &'static str> {
         let sound = !self.fault;
         match step {
-            Step::Announce | Step::Reannounce if !self.new_up => Err("announces an address that is not up"),
-            Step::Announce | Step::Reannounce if !self.gateway_answered => {
+            Step::Announce | Step::Reannounce | Step::Invite if !self.new_up => {
+                Err("announces an address that is not up")
+            }
+            Step::Announce | Step::Reannounce | Step::Invite if !self.gateway_answered => {
                 Err("announces before the gateway has answered")
             }
             Step::Reannounce if self.old_withdrawn => Err("closes the only subflows"),
