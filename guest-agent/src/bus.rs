@@ -4,12 +4,16 @@
 use std::{
     collections::HashMap,
     fs, io,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use lsm_protocol::{Addressing, Drain, FromGuest, GuestStatus, Mac, MigrationId, Prepare, Refusal, Side, ToGuest};
+use lsm_protocol::{
+    Addressing, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest,
+    forecast::{Forecast, Shown},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -32,6 +36,9 @@ const LEASE: Duration = Duration::from_secs(3_600);
 pub enum Call {
     Status {
         answer: oneshot::Sender<Status>,
+    },
+    Forecast {
+        answer: oneshot::Sender<Result<Forecast, String>>,
     },
     /// Which orders a message would bring, without carrying them out.
     Rehearse {
@@ -57,11 +64,22 @@ pub struct Status {
     pub legacy: u32,
     pub old: Option<String>,
     pub new: Option<String>,
+    /// How long the old path stays for those who need it: `until-idle`, `forever`, or what is left of a time.
+    pub drain: Option<String>,
+    /// Invitations to those who have not joined, since the flip.
+    pub invited: u32,
+    /// Until the next one, in milliseconds.
+    pub next_invitation_ms: Option<u32>,
+    /// Their peers.
+    pub stragglers: Vec<String>,
 }
 
 impl Status {
-    pub fn of(record: &Record) -> Status {
+    /// `stragglers`: the peers of those who had not joined at the last count.
+    pub fn of(record: &Record, stragglers: Vec<SocketAddr>, now: Millis) -> Status {
         let GuestStatus { state, migration, counts, awaiting } = record.guest.status();
+        let holding = record.guest.holding();
+        let waiting = holding.and_then(|holding| holding.stragglers);
         let show = |p: &crate::record::Plugged| format!("{} on {}", p.exit.source, p.mac);
         Status {
             state,
@@ -73,6 +91,14 @@ impl Status {
             legacy: counts.legacy,
             old: record.paths.as_ref().map(|p| show(&p.old)),
             new: record.paths.as_ref().map(|p| show(&p.new)),
+            drain: holding.map(|holding| match (holding.drain, holding.cut) {
+                (Drain::UntilIdle, _) => "until-idle".to_owned(),
+                (Drain::Forever, _) => "forever".to_owned(),
+                (Drain::For(time), cut) => format!("{} s more", cut.map_or(time, |at| at.saturating_sub(now)) / 1_000),
+            }),
+            invited: waiting.map_or(0, |s| s.invited.into()),
+            next_invitation_ms: waiting.and_then(|s| u32::try_from(s.invite.saturating_sub(now)).ok()),
+            stragglers: stragglers.iter().filter(|_| counts.waiting > 0).map(SocketAddr::to_string).collect(),
         }
     }
 }
@@ -97,6 +123,14 @@ impl Interface {
         text("awaiting", status.awaiting);
         text("old", status.old);
         text("new", status.new);
+        text("drain", status.drain);
+        map.insert("invited".to_owned(), status.invited.into());
+        if let Some(ms) = status.next_invitation_ms {
+            map.insert("next_invitation_ms".to_owned(), ms.into());
+        }
+        if let Ok(peers) = zbus::OwnedVariant::try_from(zbus::Variant::from(status.stragglers)) {
+            map.insert("stragglers".to_owned(), peers);
+        }
         for (key, value) in
             [("joined", status.joined), ("waiting", status.waiting), ("moved", status.moved), ("legacy", status.legacy)]
         {
@@ -136,6 +170,19 @@ impl Interface {
             self.tell(told).await?;
         }
         Ok(lines)
+    }
+
+    /// What a move would do to each connection, as JSON: `sums`, `connections` (each with `local`, `remote`, `class` and
+    /// `why`), `udp`.
+    async fn forecast(&self) -> fdo::Result<String> {
+        let forecast = self.ask(|answer| Call::Forecast { answer }).await?.map_err(fdo::Error::Failed)?;
+        serde_json::to_string(&Shown::from(&forecast)).map_err(|error| fdo::Error::Failed(error.to_string()))
+    }
+
+    /// Leaves the old path for good: with `cut` whoever still uses it, else only if nobody does.
+    async fn settle(&self, cut: bool) -> fdo::Result<()> {
+        let told = ToGuest::Settle { migration: self.migration().await?, cut };
+        self.tell(told).await.map(drop)
     }
 
     /// Puts everything back as it was before the preparation.

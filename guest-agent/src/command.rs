@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lsm_guest::bus;
+use lsm_protocol::forecast::Shown;
 use tokio::net::UnixStream;
 
 /// Keeps this VM's Multipath TCP connections alive while it moves to another site.
@@ -63,6 +64,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what a move would do to each connection: which moves, which waits on the tunnel, and why.
+    Forecast {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Leave the old path for good, if nobody needs it any more.
+    Settle {
+        /// End the connections that still need it.
+        #[arg(long)]
+        cut: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Put everything back as it was before the preparation.
     Abort {
         #[arg(long)]
@@ -91,6 +105,8 @@ trait Guest1 {
         arrived: bool,
     ) -> zbus::Result<String>;
     fn switch(&self, to: &str, dry_run: bool) -> zbus::Result<Vec<String>>;
+    fn forecast(&self) -> zbus::Result<String>;
+    fn settle(&self, cut: bool) -> zbus::Result<()>;
     fn abort(&self) -> zbus::Result<()>;
     fn arrived(&self) -> zbus::Result<()>;
 }
@@ -155,6 +171,23 @@ async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
                 lines.iter().for_each(|line| println!("  {line}"));
             }
         }
+        Command::Forecast { json } => {
+            let text = guest.forecast().await?;
+            if json {
+                println!("{text}");
+            } else {
+                let shown: Shown = serde_json::from_str(&text).map_err(|e| zbus::Error::Failure(e.to_string()))?;
+                print!("{shown}");
+            }
+        }
+        Command::Settle { cut, json } => {
+            guest.settle(cut).await?;
+            if json {
+                println!("{}", serde_json::json!({ "settling": true }));
+            } else {
+                println!("the old path is being left; \"lsm-guest status\" tells when it is");
+            }
+        }
         Command::Abort { json } => {
             guest.abort().await?;
             if json {
@@ -171,8 +204,13 @@ fn text(status: &HashMap<String, zbus::OwnedVariant>, key: &str) -> String {
     match status.get(key).map(|v| &**v) {
         Some(zbus::Variant::Str(text)) => text.to_string(),
         Some(zbus::Variant::U32(number)) => number.to_string(),
+        Some(list @ zbus::Variant::Array(_)) => strings(list).join(", "),
         _ => String::new(),
     }
+}
+
+fn strings(list: &zbus::Variant<'_>) -> Vec<String> {
+    list.try_clone().ok().and_then(|list| list.try_into().ok()).unwrap_or_default()
 }
 
 fn print_status(status: &HashMap<String, zbus::OwnedVariant>) {
@@ -187,6 +225,12 @@ fn print_status(status: &HashMap<String, zbus::OwnedVariant>) {
     line("awaiting", "awaiting");
     line("old", "old");
     line("new", "new");
+    line("drain", "drain");
+    line("stragglers", "stragglers");
+    if status.contains_key("next_invitation_ms") {
+        let [invited, next] = ["invited", "next_invitation_ms"].map(|key| text(status, key));
+        println!("{:<12}{invited} so far, the next in {next} ms", "invitations");
+    }
     let [joined, waiting, moved, legacy] = ["joined", "waiting", "moved", "legacy"].map(|key| text(status, key));
     println!("{:<12}{joined} joined, {waiting} waiting, {moved} moved, {legacy} legacy", "connections");
 }
@@ -198,6 +242,7 @@ fn print_json(status: &HashMap<String, zbus::OwnedVariant>) {
             zbus::Variant::U32(number) => (*number).into(),
             zbus::Variant::Str(text) if text.is_empty() => serde_json::Value::Null,
             zbus::Variant::Str(text) => text.as_str().into(),
+            list @ zbus::Variant::Array(_) => strings(list).into(),
             _ => continue,
         };
         object.insert(key.clone(), value);

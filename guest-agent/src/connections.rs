@@ -8,10 +8,11 @@
 //! Layouts: linux/inet_diag.h, linux/tcp.h (struct tcp_info), linux/mptcp.h.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use lsm_protocol::forecast::Obstacle;
 use nix::{errno::Errno, libc};
 
 use crate::netlink::{Cause, Channel, Error, Message, attribute, bytes_at, u32_at, u64_at};
@@ -32,6 +33,8 @@ pub struct Connection {
     pub token: u32,
     /// Not known once the initial subflow is gone.
     pub opened_by_us: Option<bool>,
+    /// It has as many subflows as the kernel's limit allows.
+    pub full: bool,
     pub subflows: Vec<Subflow>,
 }
 
@@ -68,6 +71,8 @@ pub struct Subflow {
 /// A TCP connection that MPTCP cannot move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Legacy {
+    /// Why it cannot.
+    pub obstacle: Obstacle,
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub state: State,
@@ -107,14 +112,14 @@ impl Diag {
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
         let mut sorter = Sorter::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            match self.rows(family, PROTOCOL_MPTCP, read_fallback) {
-                Ok(fallen) => sorter.fallen.extend(fallen),
+            match self.rows(family, PROTOCOL_MPTCP, ALIVE, read_remark) {
+                Ok(remarks) => sorter.remarks.extend(remarks),
                 Err(cause) if cause.errno() == Some(Errno::ENOENT) => {}
                 Err(cause) => return Err(Error::new("list the MPTCP connections", cause)),
             }
         }
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let rows = self.rows(family, libc::IPPROTO_TCP as u32, read_row).map_err(|cause| {
+            let rows = self.rows(family, libc::IPPROTO_TCP as u32, ALIVE, read_row).map_err(|cause| {
                 let what = "list the TCP connections (does the kernel have tcp_diag? try \"modprobe tcp_diag\")";
                 Error::new(what, cause)
             })?;
@@ -123,14 +128,38 @@ impl Diag {
         Ok(sorter.snapshot)
     }
 
-    fn rows<T>(&mut self, family: i32, protocol: u32, read: fn(&[u8]) -> Option<T>) -> Result<Vec<T>, Cause> {
+    /// The local addresses of all UDP sockets; `None` where the kernel has no udp_diag.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn datagrams(&mut self) -> Result<Option<Vec<SocketAddr>>, Error> {
+        /// UDP sockets that are not connected are in the state CLOSE.
+        const BOUND: &[u8] = &[ESTABLISHED, CLOSE];
+        let mut sockets = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            match self.rows(family, libc::IPPROTO_UDP as u32, BOUND, local_address) {
+                Ok(rows) => sockets.extend(rows),
+                Err(cause) if cause.errno() == Some(Errno::ENOENT) => return Ok(None),
+                Err(cause) => return Err(Error::new("list the UDP sockets", cause)),
+            }
+        }
+        Ok(Some(sockets))
+    }
+
+    fn rows<T>(
+        &mut self,
+        family: i32,
+        protocol: u32,
+        states: &[u8],
+        read: fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Cause> {
         const SOCK_DIAG_BY_FAMILY: u16 = 20;
         const REQ_PROTOCOL: u16 = 3;
         const SOCKET_ID: usize = 48;
 
-        let states: u32 =
-            [ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN].map(|state| 1 << state).iter().sum();
-        let mut fixed = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << (ATTR_INFO - 1), 0];
+        let states: u32 = states.iter().map(|state| 1 << state).sum();
+        // 8 bits of the protocol: what kernels before 5.6 go by.
+        let mut fixed = vec![family as u8, protocol as u8, 1 << (ATTR_INFO - 1), 0];
         fixed.extend_from_slice(&states.to_ne_bytes());
         fixed.extend_from_slice(&[0; SOCKET_ID]);
         // 262 does not fit the 8 bits of the fixed part; the attribute overrides it.
@@ -151,7 +180,10 @@ const SYN_SENT: u8 = 2;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
+const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
+/// TCP that carries data, begins to, or waits for connections.
+const ALIVE: &[u8] = &[ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN];
 
 enum Row {
     Listener(SocketAddr),
@@ -163,8 +195,8 @@ enum Row {
 struct Sorter {
     snapshot: Snapshot,
     places: HashMap<u32, usize>,
-    /// Tokens of connections that fell back to TCP.
-    fallen: HashSet<u32>,
+    /// What MPTCP has to remark about a connection, by token.
+    remarks: HashMap<u32, Remark>,
 }
 
 impl Sorter {
@@ -172,15 +204,26 @@ impl Sorter {
         match row {
             Row::Listener(local) => self.snapshot.listeners.push(local),
             Row::Legacy(legacy) => self.snapshot.legacy.push(legacy),
-            Row::Subflow { token, subflow } if self.fallen.contains(&token) => {
+            Row::Subflow { token, subflow } if self.remarks.get(&token) == Some(&Remark::FellBack) => {
                 let Subflow { local, remote, rtt_us, bytes_acked, bytes_received, inode, .. } = subflow;
                 let state = State::Established;
-                self.snapshot.legacy.push(Legacy { local, remote, state, rtt_us, bytes_acked, bytes_received, inode });
+                let obstacle = Obstacle::FellBack;
+                self.snapshot.legacy.push(Legacy {
+                    obstacle,
+                    local,
+                    remote,
+                    state,
+                    rtt_us,
+                    bytes_acked,
+                    bytes_received,
+                    inode,
+                });
             }
             Row::Subflow { token, subflow } => {
                 let connections = &mut self.snapshot.connections;
                 let place = *self.places.entry(token).or_insert_with(|| {
-                    connections.push(Connection { token, opened_by_us: None, subflows: Vec::new() });
+                    let full = self.remarks.get(&token) == Some(&Remark::Full);
+                    connections.push(Connection { token, opened_by_us: None, full, subflows: Vec::new() });
                     connections.len() - 1
                 });
                 if let Some(connection) = connections.get_mut(place) {
@@ -194,15 +237,29 @@ impl Sorter {
     }
 }
 
-/// An MPTCP row: the token, if the connection fell back (struct mptcp_info).
-fn read_fallback(payload: &[u8]) -> Option<u32> {
+/// What no subflow tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remark {
+    /// The connection is TCP now.
+    FellBack,
+    /// It has all the additional subflows that it may have.
+    Full,
+}
+
+/// An MPTCP row: the token, if there is something to remark (struct mptcp_info).
+fn read_remark(payload: &[u8]) -> Option<(u32, Remark)> {
+    const SUBFLOWS: usize = 0;
+    const SUBFLOWS_MAX: usize = 3;
     const FLAGS: usize = 8;
     const TOKEN: usize = 12;
     const FLAG_FALLBACK: u32 = 1;
 
     let info = attribute(payload.get(ROW..)?, ATTR_INFO)?;
-    (u32_at(info, FLAGS)? & FLAG_FALLBACK != 0).then_some(())?;
-    u32_at(info, TOKEN)
+    let token = u32_at(info, TOKEN)?;
+    if u32_at(info, FLAGS)? & FLAG_FALLBACK != 0 {
+        return Some((token, Remark::FellBack));
+    }
+    (info[SUBFLOWS] >= info[SUBFLOWS_MAX]).then_some((token, Remark::Full))
 }
 
 /// A TCP row (struct inet_diag_msg, then attributes).
@@ -218,9 +275,8 @@ fn read_row(payload: &[u8]) -> Option<Row> {
         return Some(Row::Listener(local));
     }
     let info = TcpInfo::read(attribute(rest, ATTR_INFO).unwrap_or_default());
-    if let Some(ulp) = attribute(rest, ATTR_ULP_INFO).and_then(Ulp::read)
-        && ulp.is_mptcp(state)
-    {
+    let ulp = attribute(rest, ATTR_ULP_INFO).and_then(Ulp::read);
+    if let Some(ulp) = ulp.as_ref().filter(|ulp| ulp.is_mptcp(state)) {
         let opened_by_us = ulp.flags & (FLAG_MCAP_LOC | FLAG_JOIN_LOC) != 0;
         let subflow = Subflow {
             local,
@@ -249,7 +305,13 @@ fn read_row(payload: &[u8]) -> Option<Row> {
         _ => return None,
     };
     let TcpInfo { rtt_us, bytes_acked, bytes_received, .. } = info;
-    Some(Row::Legacy(Legacy { local, remote, state, rtt_us, bytes_acked, bytes_received, inode }))
+    let obstacle = if ulp.is_some() { Obstacle::Unanswered } else { Obstacle::Plain };
+    Some(Row::Legacy(Legacy { obstacle, local, remote, state, rtt_us, bytes_acked, bytes_received, inode }))
+}
+
+/// The local address in a row (struct inet_diag_msg).
+pub(crate) fn local_address(row: &[u8]) -> Option<SocketAddr> {
+    socket_address(row, *row.first()?, 4, 8)
 }
 
 fn socket_address(payload: &[u8], family: u8, port: usize, address: usize) -> Option<SocketAddr> {
@@ -364,7 +426,8 @@ mod tests {
     }
 
     fn sorted(rows: &[Vec<u8>], fallen: &[u32]) -> Snapshot {
-        let mut sorter = Sorter { fallen: fallen.iter().copied().collect(), ..Sorter::default() };
+        let remarks = fallen.iter().map(|token| (*token, Remark::FellBack)).collect();
+        let mut sorter = Sorter { remarks, ..Sorter::default() };
         rows.iter().filter_map(|row| read_row(row)).for_each(|row| sorter.sort(row));
         sorter.snapshot
     }
@@ -390,9 +453,12 @@ mod tests {
         assert_eq!((first.initial, first.backup, first.opened_by_us, first.rtt_us), (true, false, true, 1500));
         assert_eq!((second.initial, second.backup, second.opened_by_us, second.local_id), (false, true, false, 3));
         assert_eq!((snapshot.legacy.len(), snapshot.listeners.len()), (2, 1));
+        assert_eq!(snapshot.legacy[0].obstacle, Obstacle::Plain);
+        assert_eq!(snapshot.legacy[1].obstacle, Obstacle::Unanswered);
 
         let fell = sorted(&rows, &[7]);
         assert_eq!((fell.connections.len(), fell.legacy.len()), (0, 4));
+        assert_eq!(fell.legacy[0].obstacle, Obstacle::FellBack);
     }
 
     #[test]
@@ -403,7 +469,7 @@ mod tests {
         }
         for length in ROW..whole.len() {
             let _ = read_row(&whole[..length]);
-            let _ = read_fallback(&whole[..length]);
+            let _ = read_remark(&whole[..length]);
         }
     }
 }

@@ -1,16 +1,18 @@
 //! `lsm-guest run`: events to the machine, its orders to the kernel and the host. Decides nothing.
 
-use std::{collections::VecDeque, path::Path, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, path::Path, time::Duration};
 
 use lsm_protocol::{
-    FromGuest, MigrationId, Millis, Refusal, Side, ToGuest,
+    FromGuest, Mac, MigrationId, Millis, Refusal, Side, ToGuest,
+    forecast::Forecast,
     guest::{Event, Guest, Order, Step},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     bus::{self, Call},
-    endpoints,
+    closures::Closures,
+    endpoints, foresight, invitation,
     kernel::Kernel,
     mptcp::{Events, Limits},
     neighbours,
@@ -24,6 +26,8 @@ use crate::{
 const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 /// Changes of subflows within this time are counted once: a dump is not made per event.
 const COALESCE: Duration = Duration::from_millis(5);
+/// Ends of connections within this time are counted once: a busy server's are many.
+const CLOSURES: Duration = Duration::from_millis(100);
 /// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
 const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -44,6 +48,8 @@ pub async fn run(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
         callers: Vec::new(),
         facts: facts_in.clone(),
         probe: None,
+        closures: None,
+        forecast: Forecast::default(),
     };
     daemon.set_up()?;
     tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in));
@@ -109,6 +115,16 @@ async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>)
     tokio::join!(listen, count);
 }
 
+/// Connections of the old address that end, as changes of subflows.
+async fn tell_closures(old: IpAddr, facts: &mpsc::UnboundedSender<Event>) -> Result<(), crate::netlink::Error> {
+    let mut closures = Closures::open()?;
+    loop {
+        closures.of(old).await?;
+        let _ = facts.send(Event::SubflowsChanged);
+        tokio::time::sleep(CLOSURES).await;
+    }
+}
+
 struct Daemon {
     kernel: Kernel,
     record: Record,
@@ -120,6 +136,10 @@ struct Daemon {
     facts: mpsc::UnboundedSender<Event>,
     /// The question to the new LAN's gateway, while somebody waits for the answer.
     probe: Option<tokio::task::AbortHandle>,
+    /// The watch for connections that end, while the old path is being left.
+    closures: Option<tokio::task::AbortHandle>,
+    /// The last one made for a host, which asks for it page by page.
+    forecast: Forecast,
 }
 
 impl Daemon {
@@ -170,8 +190,17 @@ impl Daemon {
         match news {
             News::Opened { session, outbox } => self.hosts.push((session, outbox)),
             News::Said { told: ToGuest::Query, session } => {
-                let status = FromGuest::Status(self.record.guest.status());
-                self.hosts.iter().filter(|(s, _)| *s == session).for_each(|(_, h)| drop(h.send(status.clone())));
+                self.answer(session, FromGuest::Status(self.record.guest.status()));
+            }
+            News::Said { told: ToGuest::Forecast { vnics, skip }, session } => {
+                if skip == 0 {
+                    self.manage(vnics);
+                    match self.foresee().await {
+                        Ok(forecast) => self.forecast = forecast,
+                        Err(error) => return tracing::warn!(error, "cannot make a forecast; the host gets no answer"),
+                    }
+                }
+                self.answer(session, FromGuest::Forecast(self.forecast.page(skip)));
             }
             News::Said { told, .. } => self.feed(Event::Told(told)).await,
             News::Succeeded => self.feed(Event::TransportReset).await,
@@ -184,10 +213,30 @@ impl Daemon {
         }
     }
 
+    /// To the one host that asked.
+    fn answer(&self, session: u64, answer: FromGuest) {
+        self.hosts.iter().filter(|(s, _)| *s == session).for_each(|(_, host)| drop(host.send(answer.clone())));
+    }
+
+    fn manage(&mut self, vnics: Vec<Mac>) {
+        if !vnics.is_empty() && vnics != self.record.managed {
+            self.record.managed = vnics;
+            self.save();
+        }
+    }
+
+    async fn foresee(&mut self) -> Result<Forecast, String> {
+        foresight::look(&mut self.kernel, &self.record, now()).await
+    }
+
     async fn call(&mut self, call: Call) {
         match call {
             Call::Status { answer } => {
-                let _ = answer.send(bus::Status::of(&self.record));
+                let stragglers = self.tally.outcome().filter(|(_, joined)| !joined).map(|(peer, _)| peer).collect();
+                let _ = answer.send(bus::Status::of(&self.record, stragglers, now()));
+            }
+            Call::Forecast { answer } => {
+                let _ = answer.send(self.foresee().await);
             }
             Call::Rehearse { told, answer } => {
                 let (_, orders) = self.record.guest.clone().handle(now(), Event::Told(told));
@@ -215,6 +264,7 @@ impl Daemon {
             if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
                 self.stop_probe();
             }
+            self.watch_closures();
             // The flip goes first and is written down after: it can be repeated, the time cannot.
             let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
             // What orders nothing can be learnt again.
@@ -258,6 +308,13 @@ impl Daemon {
                     }
                 }
             }
+            Order::Learn => {
+                self.record.evidence.learn(now(), self.tally.outcome().map(|(peer, joined)| (peer.ip(), joined)));
+                if let Err(error) = self.record.save_evidence() {
+                    tracing::warn!(%error, "cannot write down who has joined; a restart would forget it");
+                }
+                None
+            }
             Order::Reply(reply) => {
                 self.reply(reply);
                 None
@@ -275,6 +332,7 @@ impl Daemon {
             Step::ProbeGateway => Ok(()),
             Step::Announce => endpoints::announce(kernel, record),
             Step::Reannounce => endpoints::announce_again(kernel, record),
+            Step::Invite => invitation::invite(kernel, record),
             Step::Prefer(side) => endpoints::prefer(kernel, record, side),
             Step::TakeOver => {
                 self.announce_again_later();
@@ -311,6 +369,28 @@ impl Daemon {
         }
     }
 
+    /// While the old path is being left, each end of a connection to its address is worth a count.
+    fn watch_closures(&mut self) {
+        let old =
+            self.record.paths.filter(|_| self.record.guest.holding().is_some()).map(|paths| paths.old.exit.source);
+        match (old, &self.closures) {
+            (Some(old), None) => {
+                let facts = self.facts.clone();
+                let task = tokio::task::spawn_local(async move {
+                    if let Err(error) = tell_closures(old, &facts).await {
+                        tracing::warn!(error = %chain(&error), "counting on schedule only");
+                    }
+                });
+                self.closures = Some(task.abort_handle());
+            }
+            (None, Some(task)) => {
+                task.abort();
+                self.closures = None;
+            }
+            _ => {}
+        }
+    }
+
     fn announce_again_later(&self) {
         let Some(paths) = self.record.paths else { return };
         tokio::task::spawn_local(async move {
@@ -329,7 +409,7 @@ impl Daemon {
             | FromGuest::Switched { migration, .. }
             | FromGuest::Settled { migration }
             | FromGuest::Aborted { migration } => *migration,
-            FromGuest::Status(_) => return,
+            FromGuest::Status(_) | FromGuest::Forecast(_) => return,
         };
         if let Some(waiting) = self.callers.iter().position(|(migration, _)| *migration == about) {
             let _ = self.callers.remove(waiting).1.send(reply.clone());
@@ -376,7 +456,8 @@ fn summary(event: &Event) -> String {
             ToGuest::Abort { .. } => "told to abort".to_owned(),
             ToGuest::KeepAlive { .. } => "kept alive".to_owned(),
             ToGuest::Query => "asked".to_owned(),
-            ToGuest::Release { .. } => "told to leave the old path".to_owned(),
+            ToGuest::Release { .. } | ToGuest::Settle { .. } => "told to leave the old path".to_owned(),
+            ToGuest::Forecast { .. } => "asked for a forecast".to_owned(),
         },
         Event::Done(step) => format!("{step:?} done"),
         Event::Failed(step, why) => format!("{step:?} failed: {why}"),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use lsm_protocol::{Refusal, Side};
 
 use crate::{
+    invitation::{self, Doors},
     kernel::Kernel,
     mptcp::{Endpoint, Flags, Which},
     path::chain,
@@ -16,20 +17,27 @@ const ANNOUNCED: Flags = Flags { signal: true, subflow: true, backup: true, full
 /// The old address, so that its priority can be set: it announces nothing and joins nothing.
 const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fullmesh: false, implicit: false };
 
-/// Announces the new address, as backup.
+/// Announces the new address, as backup; with a port too where programs do not listen on it.
 pub(crate) fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    let address = paths.new.exit.source;
-    let announced = endpoints.iter().any(|e| e.address == address && e.flags.signal && e.flags.subflow);
-    if announced {
-        return Ok(());
+    let (old, address) = (paths.old.exit.source, paths.new.exit.source);
+    let doors = Doors::of(&kernel.diag.snapshot().map_err(refuse)?, old, address);
+    let announced = endpoints.iter().any(|e| e.address == address && e.flags.subflow);
+    if !announced {
+        record.paths = Some(Paths { old_covered: covers(&endpoints, old), ..paths });
+        // Where all doors are shut, joins without a port would be refused, and each costs the peer one of the addresses
+        // that it accepts.
+        let flags = Flags { signal: doors.shut == 0 || doors.open > 0, ..ANNOUNCED };
+        let id = fresh_id(record, &endpoints)?;
+        let endpoint = Endpoint { id, address, port: 0, flags, ifindex: paths.new.exit.ifindex };
+        kernel.path_manager.add(&endpoint).map_err(refuse)?;
     }
-    let covered = endpoints.iter().any(|e| e.address == paths.old.exit.source && !e.flags.implicit);
-    record.paths = Some(Paths { old_covered: covered, ..paths });
-    let id = fresh_id(record, &endpoints)?;
-    let endpoint = Endpoint { id, address, port: 0, flags: ANNOUNCED, ifindex: paths.new.exit.ifindex };
-    kernel.path_manager.add(&endpoint).map_err(refuse)
+    if doors.shut > 0 {
+        tracing::info!(connections = doors.shut, "no program listens for their joins; announcing with a port");
+        invitation::open(kernel, record, &paths.new)?;
+    }
+    Ok(())
 }
 
 /// Announces it again to those who did not join: under a fresh id, since a peer takes no address twice.
@@ -54,9 +62,16 @@ pub(crate) fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Re
         cover(kernel, record, paths)?;
     }
     let mut priorities = vec![(Which::Address(new), !to_new), (Which::Address(old), to_new)];
+    let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
+    for (address, backup) in [(new, !to_new), (old, to_new)] {
+        // An endpoint with a port is not meant when its address is named.
+        priorities.extend(invitation::with_port(&endpoints, address).map(|e| (Which::Id(e.id), backup)));
+    }
     if !to_new {
-        let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-        priorities.retain(|(which, _)| endpoints.iter().any(|e| *which == Which::Address(e.address)));
+        priorities.retain(|(which, _)| match which {
+            Which::Address(address) => covers(&endpoints, *address),
+            Which::Id(_) => true,
+        });
         priorities.reverse(); // the path that is to carry the traffic first
     }
     if priorities.is_empty() { Ok(()) } else { kernel.path_manager.set_backup(&priorities).map_err(refuse) }
@@ -81,7 +96,7 @@ pub(crate) fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> 
 fn cover(kernel: &mut Kernel, record: &mut Record, paths: Paths) -> Result<(), Refusal> {
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
     let address: IpAddr = paths.old.exit.source;
-    if !endpoints.iter().any(|e| e.address == address && !e.flags.implicit) {
+    if !covers(&endpoints, address) {
         let id = fresh_id(record, &endpoints)?;
         let endpoint = Endpoint { id, address, port: 0, flags: COVERING, ifindex: paths.old.exit.ifindex };
         kernel.path_manager.add(&endpoint).map_err(refuse)?;
@@ -90,7 +105,12 @@ fn cover(kernel: &mut Kernel, record: &mut Record, paths: Paths) -> Result<(), R
     Ok(())
 }
 
-fn fresh_id(record: &mut Record, endpoints: &[Endpoint]) -> Result<u8, Refusal> {
+/// Whether an endpoint is the one that is meant when the address is named.
+fn covers(endpoints: &[Endpoint], address: IpAddr) -> bool {
+    endpoints.iter().any(|e| e.address == address && e.port == 0 && !e.flags.implicit)
+}
+
+pub(crate) fn fresh_id(record: &mut Record, endpoints: &[Endpoint]) -> Result<u8, Refusal> {
     let free = |id: &u8| *id != 0 && endpoints.iter().all(|e| e.id != *id);
     let id = (1..=u8::MAX).map(|step| record.endpoint_id.wrapping_add(step)).find(free);
     let id = id.ok_or_else(|| Refusal::PathManager("all 255 endpoint ids are in use".to_owned()))?;
@@ -102,6 +122,6 @@ fn paths(record: &Record) -> Result<Paths, Refusal> {
     record.paths.ok_or(Refusal::NotPrepared)
 }
 
-fn refuse(error: crate::netlink::Error) -> Refusal {
+pub(crate) fn refuse(error: crate::netlink::Error) -> Refusal {
     Refusal::PathManager(chain(&error))
 }

@@ -2,9 +2,12 @@
 //! kernel's words and ours.
 
 pub mod bus;
+pub mod closures;
 pub mod connections;
 pub mod daemon;
 mod endpoints;
+mod foresight;
+mod invitation;
 mod kernel;
 pub mod mptcp;
 pub mod neighbours;

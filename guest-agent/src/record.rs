@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lsm_protocol::{Mac, guest::Guest};
-use serde::{Deserialize, Serialize};
+use lsm_protocol::{Mac, forecast::Evidence, guest::Guest};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     mptcp::Limits,
@@ -84,6 +84,12 @@ pub struct Record {
     /// Before the agent's first start: limits and parameters of the whole namespace.
     pub limits: Option<Limits>,
     pub parameters: Vec<Change>,
+    /// The vNICs that a host said LSM manages.
+    #[serde(default)]
+    pub managed: Vec<Mac>,
+    /// Whose connections joined and whose did not. In a file of its own: large, and seldom changed.
+    #[serde(skip)]
+    pub evidence: Evidence,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -94,27 +100,20 @@ impl Record {
     pub fn open(directory: &Path) -> io::Result<Record> {
         fs::create_dir_all(directory)?;
         let file = directory.join("guest.json");
-        let mut record = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                let aside = file.with_extension("json.unreadable");
-                tracing::warn!(%error, file = %file.display(), aside = %aside.display(), "cannot understand the state of an earlier run; starting anew");
-                let _ = fs::rename(&file, aside);
-                Record::default()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
-            Err(error) => return Err(error),
-        };
+        let mut record: Record = read(&file)?;
+        record.evidence = read(&file.with_file_name(EVIDENCE))?;
         record.file = file;
         Ok(record)
     }
 
     /// Writes it whole or not at all.
     pub fn save(&self) -> io::Result<()> {
-        let fresh = self.file.with_extension("json.new");
-        let mut options = fs::OpenOptions::new();
-        let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        io::Write::write_all(&mut out, &serde_json::to_vec(self)?)?;
-        fs::rename(fresh, &self.file)
+        write(&self.file, self)
+    }
+
+    /// The same with what was learned of peers.
+    pub fn save_evidence(&self) -> io::Result<()> {
+        write(&self.file.with_file_name(EVIDENCE), &self.evidence)
     }
 
     /// Writes a change down, before it is made.
@@ -126,4 +125,28 @@ impl Record {
             }
         }
     }
+}
+
+/// Beside the state.
+const EVIDENCE: &str = "peers.json";
+
+fn read<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            let aside = file.with_extension("json.unreadable");
+            tracing::warn!(%error, file = %file.display(), aside = %aside.display(), "cannot understand the state of an earlier run; starting anew");
+            let _ = fs::rename(file, aside);
+            T::default()
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(file: &Path, what: &impl Serialize) -> io::Result<()> {
+    let fresh = file.with_extension("json.new");
+    let mut options = fs::OpenOptions::new();
+    let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    io::Write::write_all(&mut out, &serde_json::to_vec(what)?)?;
+    fs::rename(fresh, file)
 }

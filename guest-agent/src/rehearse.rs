@@ -15,6 +15,7 @@ pub(crate) fn steps(orders: &[Order], paths: Option<&Paths>) -> Vec<String> {
             Order::Do(step) => lines.extend(step_lines(*step, paths)),
             Order::Count => lines.push("count the connections: who has a subflow on the new address".to_owned()),
             Order::Reply(lsm_protocol::FromGuest::Refused { why, .. }) => lines.push(format!("refuse: {why}")),
+            Order::Learn => lines.push("remember whose connections have joined".to_owned()),
             Order::Reply(_) => lines.push("tell the host".to_owned()),
         }
     }

@@ -1,6 +1,9 @@
 //! Who has joined, who has moved, who cannot: one dump turned into [`Counts`].
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lsm_protocol::Counts;
 
@@ -27,6 +30,8 @@ pub(crate) struct Tally {
     before: HashMap<u32, Carried>,
     /// At the last count.
     last: HashMap<u32, Carried>,
+    /// Each connection's peer at the last count, and whether it had joined.
+    outcome: Vec<(SocketAddr, bool)>,
 }
 
 impl Tally {
@@ -34,6 +39,7 @@ impl Tally {
     pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, flipped: bool) -> Counts {
         let (old, new) = (paths.old.exit.source, paths.new.exit.source);
         let mut counts = Counts::default();
+        self.outcome.clear();
         let mut seen = HashMap::with_capacity(snapshot.connections.len());
         for connection in &snapshot.connections {
             let on_new = on(connection, new).filter(|s| s.established).max_by_key(|s| carried(s));
@@ -43,6 +49,8 @@ impl Tally {
             let now =
                 Carried { old: on(connection, old).map(carried).sum(), new: on(connection, new).map(carried).sum() };
             seen.insert(connection.token, now);
+            let shown = on_new.or_else(|| on(connection, old).next());
+            self.outcome.extend(shown.map(|subflow| (subflow.remote, on_new.is_some())));
             let Some(joined) = on_new else {
                 counts.waiting += 1;
                 continue;
@@ -67,6 +75,11 @@ impl Tally {
         }
         self.last = seen;
         counts
+    }
+
+    /// What became of the announcement, as the last count saw it: each connection's peer, and whether it has joined.
+    pub(crate) fn outcome(&self) -> impl Iterator<Item = (SocketAddr, bool)> {
+        self.outcome.iter().copied()
     }
 }
 

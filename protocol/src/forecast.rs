@@ -4,6 +4,9 @@
 //! the announcement and does nothing), so it is learned: who joined in past moves and who did not, by the peer's address.
 //! Where nothing is known, the forecast says so.
 
+mod shown;
+mod survival;
+
 use alloc::{
     collections::BTreeMap,
     string::{String, ToString},
@@ -16,7 +19,8 @@ use core::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Counts, Millis};
+pub use self::{shown::Shown, survival::Survival};
+use crate::Millis;
 
 /// Peers remembered; beyond that the one seen longest ago is forgotten. About 200 KiB of state.
 const PEERS: usize = 4_096;
@@ -330,68 +334,9 @@ impl fmt::Display for Sums {
     }
 }
 
-/// For people: the sums, then a line each.
-impl fmt::Display for Forecast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.sums)?;
-        for Foreseen { local, remote, fate } in &self.connections {
-            writeln!(f, "  {:<24}{remote} to {local}: {fate}", fate.class())?;
-        }
-        match &self.datagrams {
-            None => writeln!(f, "  UDP sockets are not known; try \"modprobe udp_diag\" in the VM"),
-            Some(sockets) => sockets.iter().try_for_each(|socket| {
-                writeln!(f, "  {:<24}UDP {socket}: bound to an address that is left", "waits on the tunnel")
-            }),
-        }
-    }
-}
-
-/// How many connections must be able to move, or the migration is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Survival {
-    /// At least so many.
-    Number(u32),
-    /// At least so many of a hundred of those that use a managed vNIC.
-    Percent(u8),
-}
-
-impl Default for Survival {
-    fn default() -> Self {
-        Survival::ANY
-    }
-}
-
-impl Survival {
-    /// No condition.
-    pub const ANY: Survival = Survival::Number(0);
-
-    /// Whether `moving` of `all` connections are enough.
-    pub fn met(self, moving: u64, all: u64) -> bool {
-        match self {
-            Survival::Number(number) => moving >= number.into(),
-            Survival::Percent(share) => moving * 100 >= all * u64::from(share),
-        }
-    }
-
-    /// The same, after the preparation.
-    pub fn met_by(self, counts: Counts) -> bool {
-        let Counts { joined, waiting, legacy, .. } = counts;
-        self.met(joined.into(), u64::from(joined) + u64::from(waiting) + u64::from(legacy))
-    }
-}
-
-impl fmt::Display for Survival {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Survival::Number(number) => number.fmt(f),
-            Survival::Percent(share) => write!(f, "{share}%"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use alloc::{format, vec};
+    use alloc::vec;
 
     use super::*;
 
@@ -493,15 +438,5 @@ mod tests {
             crate::frame::Frame::new(crate::frame::Kind::FromGuest, 1, &crate::FromGuest::Forecast(all.page(0)));
         assert!(frame.is_ok(), "{frame:?}");
         assert_eq!(sums.all(), u64::from(u32::MAX) * 5, "sums do not overflow");
-    }
-
-    #[test]
-    fn a_share_of_none_is_met_and_a_number_is_not() {
-        assert!(Survival::Percent(100).met(0, 0) && Survival::ANY.met(0, 0) && !Survival::Number(1).met(0, 0));
-        assert!(Survival::Percent(90).met(9, 10) && !Survival::Percent(91).met(9, 10));
-        assert!(Survival::Percent(100).met(u32::MAX.into(), u32::MAX.into()));
-        let counts = Counts { joined: 3, waiting: 1, legacy: 1, ..Counts::default() };
-        assert!(Survival::Percent(60).met_by(counts) && !Survival::Percent(61).met_by(counts));
-        assert_eq!(format!("{} {}", Survival::Percent(95), Survival::Number(7)), "95% 7");
     }
 }
