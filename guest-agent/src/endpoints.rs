@@ -18,7 +18,7 @@ const ANNOUNCED: Flags = Flags { signal: true, subflow: true, backup: true, full
 const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fullmesh: false, implicit: false };
 
 /// Announces the new address, as backup; with a port too where programs do not listen on it.
-pub(crate) fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
     let (old, address) = (paths.old.exit.source, paths.new.exit.source);
@@ -47,7 +47,7 @@ pub(crate) fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result
 }
 
 /// The flip: both priorities in one write.
-pub(crate) fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let paths = match side {
         Side::New => paths(record)?,
         // On the way back from a preparation that did not get far there may be nothing to prefer.
@@ -78,7 +78,7 @@ pub(crate) fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Re
 }
 
 /// Deletes the endpoint of this side's address, if there is one: RM_ADDR to every peer, its subflows close.
-pub(crate) fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
+pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let Some(paths) = record.paths else { return Ok(()) };
     let address = match side {
         Side::Old => paths.old.exit.source,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Looks at every connection. The error is in words.
-pub(crate) async fn look(kernel: &mut Kernel, record: &Record, now: Millis) -> Result<Forecast, String> {
+pub async fn look(kernel: &mut Kernel, record: &Record, now: Millis) -> Result<Forecast, String> {
     let managed = managed(kernel, record).await?;
     let snapshot = kernel.diag.snapshot().map_err(|e| chain(&e))?;
     let datagrams = kernel.diag.datagrams().map_err(|e| chain(&e))?;

@@ -8,6 +8,7 @@
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use lsm_protocol::Refusal;
+use nix::errno::Errno;
 
 use crate::{
     connections::{Connection, Snapshot},
@@ -53,7 +54,7 @@ pub(crate) fn open(kernel: &mut Kernel, record: &mut Record, new: &Plugged) -> R
 
 /// Announces the address with another port: to the peers, a new address. What was announced so before goes, but for what
 /// somebody's only subflow on the new address came by.
-pub(crate) fn invite(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+pub fn invite(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let new = record.paths.ok_or(Refusal::NotPrepared)?.new;
     let address = new.exit.source;
     let snapshot = kernel.diag.snapshot().map_err(refuse)?;
@@ -88,16 +89,19 @@ fn add(
     used: &[u16],
 ) -> Result<(), Refusal> {
     let listeners = kernel.diag.snapshot().map_err(refuse)?.listeners;
-    let is_free = |port: &u16| !used.contains(port) && listeners.iter().all(|at| at.port() != *port);
-    let port = PORTS.clone().find(is_free).ok_or_else(|| {
-        let (first, last) = (PORTS.start(), PORTS.end());
-        Refusal::PathManager(format!("ports {first} to {last}, to announce the address with, are all in use"))
-    })?;
     // The kernel takes no port with an endpoint that joins by itself: what the VM opened needs none.
     let flags = Flags { signal: true, backup, ..Flags::default() };
     let id = fresh_id(record, endpoints)?;
-    let endpoint = Endpoint { id, address: new.exit.source, port, flags, ifindex: new.exit.ifindex };
-    kernel.path_manager.add(&endpoint).map_err(refuse)
+    for port in PORTS.filter(|port| !used.contains(port) && listeners.iter().all(|at| at.port() != *port)) {
+        let endpoint = Endpoint { id, address: new.exit.source, port, flags, ifindex: new.exit.ifindex };
+        match kernel.path_manager.add(&endpoint) {
+            // Subflows that came by it before are still closing.
+            Err(error) if error.errno() == Some(Errno::EADDRINUSE) => {}
+            done => return done.map_err(refuse),
+        }
+    }
+    let (first, last) = (PORTS.start(), PORTS.end());
+    Err(Refusal::PathManager(format!("ports {first} to {last}, to announce the address with, are all in use")))
 }
 
 #[cfg(test)]

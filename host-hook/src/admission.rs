@@ -4,7 +4,8 @@ use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Addressing, Decline, Drain, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
-    destination::{Destination, Order, Policy, Unprepared},
+    destination::{self, Destination, Order, Policy, Short, Unprepared},
+    forecast::Survival,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -63,6 +64,12 @@ pub enum Refused {
     NoSpare(String),
     #[error("the pool of LAN {0} has no free address; enlarge [lan.{0}] pool")]
     PoolExhausted(String),
+    #[error("{short}: {named}")]
+    Connections { short: Short, named: String },
+    #[error(
+        "min_survival demands {0}, and the guest gave no forecast; is lsm-guest running in the VM, and as new as lsm-hook?"
+    )]
+    NoForecast(Survival),
     #[error("this host: {0}")]
     Here(Decline),
     #[error("cannot get random bytes")]
@@ -71,7 +78,7 @@ pub enum Refused {
 
 /// Looks at everything before anything is built.
 pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Result<Verdict, Refused> {
-    let Located { name, running, round_trip, peer, news } = locate(host, vm).await?;
+    let Located { name, running, round_trip, peer, mut news } = locate(host, vm).await?;
     let active = running.vnics.iter().find(|v| v.mac == running.active);
     let home_lan = active.and_then(|v| v.lan.clone());
     if let Some(lan) = home_lan.as_ref().and_then(|lan| host.config.lans.get(lan)) {
@@ -88,16 +95,16 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
     let new = spare.map(|v| v.mac).ok_or_else(|| Refused::NoSpare(held(&running)))?;
     let underlay = host.underlay().map_err(Refused::Here)?;
     let policy = host.config.policy;
+    let join = join(policy.join);
+    if policy.min_survival != Survival::ANY {
+        enough(&peer, &mut news, vm, join, policy.min_survival).await?;
+    }
     let offer = Offer {
         migration: MigrationId(random().map_err(Refused::Random)?),
         vm,
         home: TunnelId { mac: running.active, vni: vni(vm, running.active) },
         advance: TunnelId { mac: new, vni: vni(vm, new) },
-        join: match policy.join {
-            config::Join::Before => Join::Before,
-            config::Join::After => Join::After,
-            config::Join::Never => Join::Never,
-        },
+        join,
         lan: lan_name.clone(),
         addressing: addressing(host, lan_name, lan, vm)?,
         mtu: lan.mtu as u16,
@@ -122,6 +129,7 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
             config::Unprepared::PostJoin => Unprepared::PostJoin,
         },
         prepare_wait: policy.prepare_wait.as_millis() as u64,
+        survival: policy.min_survival,
     };
     let (machine, orders) = Destination::new(now(), offer, policy);
     let saved = Saved {
@@ -134,6 +142,40 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
         round_trip,
     };
     Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news })))
+}
+
+fn join(configured: config::Join) -> Join {
+    match configured {
+        config::Join::Before => Join::Before,
+        config::Join::After => Join::After,
+        config::Join::Never => Join::Never,
+    }
+}
+
+/// What is sure not to move is left out before anything is built; the preparation proves the rest.
+async fn enough(
+    peer: &PeerHandle,
+    news: &mut mpsc::UnboundedReceiver<PeerNews>,
+    vm: Uuid,
+    join: Join,
+    needed: Survival,
+) -> Result<(), Refused> {
+    peer.tell(Peer::Foresee { vm });
+    let answer = async {
+        loop {
+            match news.recv().await {
+                Some(PeerNews::Said(Peer::Foreseen { forecast, .. })) => return forecast,
+                Some(PeerNews::Failed(_)) | None => return None,
+                Some(_) => {}
+            }
+        }
+    };
+    let forecast = tokio::time::timeout(Duration::from_millis(destination::FORESEE), answer).await.ok().flatten();
+    let forecast = forecast.ok_or(Refused::NoForecast(needed))?;
+    match Short::of(&forecast, join, needed) {
+        Some(short) => Err(Refused::Connections { short, named: forecast.in_doubt(destination::NAMED) }),
+        None => Ok(()),
+    }
 }
 
 /// Every managed vNIC's place here; those not named are plugged into their LAN, or with the spares.

@@ -9,6 +9,7 @@ use std::{
 use lsm_protocol::{
     Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
     destination::{Destination, Event, Order, Refused},
+    forecast::Forecast,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     clock::{self, now},
     divert::{Diversion, LearningWatch},
+    foresight::Foresight,
     guest_line::GuestLine,
     hook::HookAnswer,
     host::{CROSSING, Host, QUEUE},
@@ -40,6 +42,8 @@ pub enum News {
     VmGone,
     Release,
     Status(oneshot::Sender<crate::status::Migration>),
+    /// What would become of the VM's connections.
+    Foresee(oneshot::Sender<Forecast>),
 }
 
 /// What is kept of it on disk.
@@ -74,13 +78,26 @@ pub struct Arrival {
     learning: mpsc::UnboundedReceiver<()>,
     learnt: mpsc::UnboundedSender<()>,
     steps: clock::Steps,
+    foresight: Foresight,
 }
 
 impl Arrival {
     pub fn new(host: Rc<Host>, saved: Saved, waiting: Option<Waiting>, peer: PeerHandle) -> Arrival {
         let (learnt, learning) = mpsc::unbounded_channel();
         let steps = clock::Steps::default();
-        Arrival { host, saved, waiting, peer, guest: None, recorder: None, divert: None, learning, learnt, steps }
+        Arrival {
+            host,
+            saved,
+            waiting,
+            peer,
+            guest: None,
+            recorder: None,
+            divert: None,
+            learning,
+            learnt,
+            steps,
+            foresight: Foresight::default(),
+        }
     }
 
     /// Runs until the machine is gone.
@@ -126,9 +143,22 @@ impl Arrival {
                         let _ = answer.send(self.status(&offer));
                         continue;
                     }
+                    Some(News::Foresee(answer)) => {
+                        // Before its arrival the guest does not listen here.
+                        if let (Some(vm), Some(line)) = (&self.saved.vm, &self.guest) {
+                            self.foresight.ask(line, vm.macs(), answer);
+                        }
+                        continue;
+                    }
                     None => return, // the service stops; the state file says where to go on
                 },
-                reply = hear(&mut self.guest) => Event::Guest(reply),
+                reply = hear(&mut self.guest) => match (reply, &self.guest) {
+                    (FromGuest::Forecast(page), Some(line)) => {
+                        self.foresight.hear(line, page);
+                        continue;
+                    }
+                    (reply, _) => Event::Guest(reply),
+                },
                 () = clock::sleep_until(deadline) => Event::Deadline,
             };
             self.feed(vec![event], &offer).await;
@@ -357,6 +387,7 @@ impl Arrival {
             machine.deadline(),
             &self.steps,
         )
+        .counted(machine.counts())
     }
 }
 

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use lsm_hook::{config, hook, service, status, story};
+use lsm_protocol::forecast::Shown;
 
 /// Moves VMs between sites with their Multipath TCP connections: the host's side.
 #[derive(Parser)]
@@ -28,6 +29,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what a move would do to each connection of a VM that runs here.
+    Forecast {
+        vm: String,
+        #[arg(long)]
+        json: bool,
+    },
     /// Take down the old path of a VM that policy would keep.
     Release { vm: String },
     /// Read the configuration and say what is wrong with it.
@@ -45,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve { config, directory } => serve(&config, &directory),
         Command::Check { config } => check(&config),
         Command::Status { json } => show_status(json),
+        Command::Forecast { vm, json } => show_forecast(&vm, json),
         Command::Release { vm } => ask("release", &vm).map(|text| print!("{text}")),
     };
     match done {
@@ -83,6 +91,18 @@ fn show_status(json: bool) -> Result<(), String> {
         status::print(
             &serde_json::from_str(&text).map_err(|e| format!("cannot understand the service's answer: {e}"))?,
         );
+    }
+    Ok(())
+}
+
+fn show_forecast(vm: &str, json: bool) -> Result<(), String> {
+    let text = ask("forecast", vm)?;
+    if json {
+        println!("{text}");
+    } else {
+        let shown: Shown =
+            serde_json::from_str(&text).map_err(|e| format!("cannot understand the service's answer: {e}"))?;
+        print!("{shown}");
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use lsm_protocol::forecast::Survival;
+
 pub use self::network::{Pool, Prefix};
 
 /// Where the file is when nobody says otherwise.
@@ -122,6 +124,8 @@ pub struct Policy {
     pub prepare_wait: Duration,
     /// How long connections that cannot take the new path keep the old one.
     pub drain: Drain,
+    /// The least that must be able to move, or the migration is refused.
+    pub min_survival: Survival,
     /// How long a peer may be silent before what was made for it is undone.
     pub lease: Duration,
 }
@@ -139,6 +143,7 @@ impl Default for Policy {
             unprepared: Unprepared::PostJoin,
             prepare_wait: Duration::from_secs(5),
             drain: Drain::UntilIdle,
+            min_survival: Survival::ANY,
             // QEMU's and libvirt's own patience with a broken link is 28 to 57 s.
             lease: Duration::from_secs(60),
         }

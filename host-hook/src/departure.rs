@@ -4,6 +4,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Decline, FromGuest, Join, Offer, Peer, TunnelId,
+    forecast::Forecast,
     source::{Event, Order, Source},
 };
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use tokio::{
 use crate::{
     clock::{self, now},
     divert::Diversion,
+    foresight::Foresight,
     guest_line::GuestLine,
     host::{CROSSING, Host, SPARE_BRIDGE},
     inventory::{Vm, write_json},
@@ -35,6 +37,8 @@ pub enum News {
     Resumed,
     VmGone,
     Status(oneshot::Sender<crate::status::Migration>),
+    /// What would become of the VM's connections.
+    Foresee(oneshot::Sender<Forecast>),
 }
 
 /// What is kept of it on disk.
@@ -55,6 +59,7 @@ pub struct Departure {
     progress: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     divert: Option<Divert>,
     steps: clock::Steps,
+    foresight: Foresight,
 }
 
 /// All that the stop needs, opened while there is time.
@@ -68,7 +73,17 @@ impl Departure {
     pub fn new(host: Rc<Host>, saved: Saved, peer: Option<PeerHandle>) -> Departure {
         let steps = clock::Steps::default();
         let progress = mpsc::unbounded_channel();
-        Departure { host, saved, peer, guest: None, follower: None, progress, divert: None, steps }
+        Departure {
+            host,
+            saved,
+            peer,
+            guest: None,
+            follower: None,
+            progress,
+            divert: None,
+            steps,
+            foresight: Foresight::default(),
+        }
     }
 
     /// Runs until the machine is gone.
@@ -94,9 +109,21 @@ impl Departure {
                         let _ = answer.send(self.status(&offer));
                         continue;
                     }
+                    Some(News::Foresee(answer)) => {
+                        let vm = &self.saved.vm;
+                        let line = self.guest.get_or_insert_with(|| GuestLine::open(vm.address(), Duration::ZERO));
+                        self.foresight.ask(line, vm.macs(), answer);
+                        continue;
+                    }
                     None => return, // the service stops; the state file says where to go on
                 },
-                reply = hear(&mut self.guest) => Event::Guest(reply),
+                reply = hear(&mut self.guest) => match (reply, &self.guest) {
+                    (FromGuest::Forecast(page), Some(line)) => {
+                        self.foresight.hear(line, page);
+                        continue;
+                    }
+                    (reply, _) => Event::Guest(reply),
+                },
                 Some(left) = self.progress.1.recv() => Event::Progress { left },
                 () = clock::sleep_until(deadline) => Event::Deadline,
             };

@@ -71,6 +71,10 @@ impl Vm {
         self.vnics.iter().find(|vnic| vnic.mac == mac)
     }
 
+    pub fn macs(&self) -> Vec<Mac> {
+        self.vnics.iter().map(|vnic| vnic.mac).collect()
+    }
+
     pub fn places(&self) -> Vec<VnicPlace> {
         self.vnics.iter().map(|vnic| VnicPlace { mac: vnic.mac, lan: vnic.lan.clone() }).collect()
     }

@@ -8,6 +8,7 @@ mod departure;
 pub mod divert;
 pub mod domain;
 pub mod filters;
+mod foresight;
 mod guest_line;
 pub mod hook;
 mod host;

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use lsm_protocol::{Decline, MigrationId, Offer, Peer, Running, Uuid, source::Source};
+use lsm_protocol::{
+    Decline, MigrationId, Offer, Peer, Running, Uuid,
+    forecast::{Forecast, Shown},
+    source::Source,
+};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     sync::{mpsc, oneshot},
@@ -24,6 +28,7 @@ use crate::{
     departure::{self, Departure},
     divert::Fdb,
     domain::Domain,
+    foresight,
     hook::{self, HookAnswer, HookRequest},
     host::{Host, SPARE_BRIDGE},
     inventory::{Inventory, Vm, read_json},
@@ -126,6 +131,7 @@ impl Service {
                 let status = self.status().await;
                 let _ = answer.send(ok(serde_json::to_string(&status).unwrap_or_default()));
             }
+            "forecast" if request.sub.is_empty() => self.forecast(request.vm, answer),
             "release" if request.sub.is_empty() => {
                 let _ = answer.send(self.release(&request.vm));
             }
@@ -245,6 +251,16 @@ impl Service {
                 let running = self.running(vm);
                 handle.tell(Peer::Located { vm, running });
             }
+            Peer::Foresee { vm } => {
+                let forecast = self.host.inventory.borrow().get(vm).map(|vm| self.foresee(vm));
+                tokio::task::spawn_local(async move {
+                    let forecast = match forecast {
+                        Some(forecast) => forecast.await.map(|forecast| forecast.page(0)),
+                        None => None,
+                    };
+                    handle.tell(Peer::Foreseen { vm, forecast });
+                });
+            }
             Peer::Offer(offer) if !self.departures.contains_key(&offer.migration) => self.offered(name, &handle, offer),
             message => {
                 let Some(migration) = message.migration() else { return };
@@ -343,6 +359,42 @@ impl Service {
         let tunnels = self.host.tunnels.list_ours().await.unwrap_or_default();
         let vms = self.host.inventory.borrow().all().cloned().collect();
         Status { host: self.host.config.name.clone(), vms, migrations, tunnels }
+    }
+
+    /// What would become of a VM's connections, asked by way of whoever has a line to the guest: a virtio-serial port
+    /// takes one at a time.
+    fn foresee(&self, vm: &Vm) -> impl Future<Output = Option<Forecast>> + use<> {
+        let (address, macs) = (vm.address(), vm.macs());
+        let (answer, answered) = oneshot::channel();
+        let departing = self.departures.values().find(|(of, _)| *of == vm.uuid);
+        let arriving = self.arrivals.values().find(|(of, _)| *of == vm.uuid);
+        let by_line = match (departing, arriving) {
+            (Some((_, inbox)), _) => inbox.send(departure::News::Foresee(answer)).is_ok(),
+            (_, Some((_, inbox))) => inbox.send(arrival::News::Foresee(answer)).is_ok(),
+            (None, None) => false,
+        };
+        async move { if by_line { foresight::answered(answered).await } else { foresight::ask(address, macs).await } }
+    }
+
+    fn forecast(&self, name: String, answer: oneshot::Sender<HookAnswer>) {
+        let vm = self.host.inventory.borrow().by_name(&name).cloned();
+        let refuse = |why: &str| HookAnswer { exit: 1, stdout: String::new(), stderr: format!("lsm-hook: {why}\n") };
+        let Some(vm) = vm else {
+            let _ = answer.send(refuse(&format!("no managed VM {name} runs here; see \"lsm-hook status\"")));
+            return;
+        };
+        let forecast = self.foresee(&vm);
+        tokio::task::spawn_local(async move {
+            let _ = answer.send(match forecast.await {
+                Some(forecast) => {
+                    let stdout = serde_json::to_string(&Shown::from(&forecast)).unwrap_or_default();
+                    HookAnswer { exit: 0, stdout, stderr: String::new() }
+                }
+                None => refuse(&format!(
+                    "the guest of VM {name} gave no forecast; is lsm-guest running in it, as new as this program, and has it a vsock device or the channel org.lsm.guest.0?"
+                )),
+            });
+        });
     }
 
     /// The operator ends a tunnel that policy would keep.

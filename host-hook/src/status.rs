@@ -1,6 +1,6 @@
 //! What `lsm-hook status` shows.
 
-use lsm_protocol::{Offer, Peer, guest::Deadline};
+use lsm_protocol::{Counts, Drain, Offer, Peer, guest::Deadline};
 use serde::{Deserialize, Serialize};
 
 use crate::{clock, inventory::Vm};
@@ -28,6 +28,10 @@ pub struct Migration {
     pub awaiting: Option<String>,
     /// What is left of that wait, in milliseconds.
     pub for_ms: Option<u64>,
+    /// How long the old path stays for those who need it: `until-idle`, `forever` or seconds.
+    pub drain: String,
+    /// The VM's connections since it arrived here, as the guest said last.
+    pub connections: Option<Counts>,
     pub steps: clock::Steps,
 }
 
@@ -50,8 +54,19 @@ impl Migration {
             state: state.to_owned(),
             awaiting: deadline.map(|d| d.awaited.to_owned()),
             for_ms: deadline.map(|d| d.at.saturating_sub(clock::now())),
+            drain: match offer.drain {
+                Drain::UntilIdle => "until-idle".to_owned(),
+                Drain::Forever => "forever".to_owned(),
+                Drain::For(time) => format!("{} s", time / 1_000),
+            },
+            connections: None,
             steps: steps.clone(),
         }
+    }
+
+    /// With the connections that the guest has counted.
+    pub fn counted(self, connections: Option<Counts>) -> Migration {
+        Migration { connections, ..self }
     }
 }
 
@@ -73,6 +88,8 @@ pub fn peer_word(message: &Peer) -> &'static str {
         Peer::TakenDown { .. } => "the source has taken its ends down",
         Peer::Abort { .. } => "the peer aborts",
         Peer::KeepAlive { .. } => "the peer is alive",
+        Peer::Foresee { .. } => "the peer asks what would become of a VM's connections",
+        Peer::Foreseen { .. } => "the peer says what would become of the VM's connections",
     }
 }
 
@@ -94,6 +111,12 @@ pub fn print(status: &Status) {
         println!("  migration {} of {}: {} ({} with {}, LAN {})", m.migration, m.vm, m.state, m.role, m.peer, m.lan);
         if let (Some(awaiting), Some(ms)) = (&m.awaiting, m.for_ms) {
             println!("    waiting for {awaiting}, {:.1} s more", ms as f64 / 1_000.0);
+        }
+        if let Some(Counts { joined, waiting, legacy, .. }) = m.connections {
+            println!(
+                "    {joined} connections on the new path; {waiting} stragglers and {legacy} legacy ones hold the old ({})",
+                m.drain
+            );
         }
     }
     println!("  {} tunnels", status.tunnels.len());

@@ -389,6 +389,14 @@ impl Destination {
         }
     }
 
+    /// The VM's connections since the flip, as the guest said last.
+    pub fn counts(&self) -> Option<Counts> {
+        match self {
+            Destination::Arrived { switched, .. } => *switched,
+            _ => None,
+        }
+    }
+
     /// What the source was offered.
     pub fn offer(&self) -> Option<&Offer> {
         match self {

@@ -7,6 +7,7 @@
 
 mod addresses;
 mod answers;
+mod everyone;
 mod place;
 mod switch;
 mod traffic;

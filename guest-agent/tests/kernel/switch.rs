@@ -18,15 +18,15 @@ use crate::{
 const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 
 /// A VM with two vNICs, and a client with one address behind two gateways (which are in its own place).
-struct Scene {
-    client: Place,
-    old: IpAddr,
-    new: IpAddr,
-    remote: IpAddr,
+pub(crate) struct Scene {
+    pub(crate) client: Place,
+    pub(crate) old: IpAddr,
+    pub(crate) new: IpAddr,
+    pub(crate) remote: IpAddr,
 }
 
 impl Scene {
-    fn v4() -> Self {
+    pub(crate) fn v4() -> Self {
         Scene::set("192.0.2.", "198.51.100.", "203.0.113.1", 24)
     }
 
@@ -70,10 +70,15 @@ impl Scene {
     }
 
     /// A connection that the client opens; the VM's end first.
-    fn opened_by_client(&self, port: u16, protocol: Protocol) -> (Talker, Talker) {
+    pub(crate) fn opened_by_client(&self, port: u16, protocol: Protocol) -> (Talker, Talker) {
         // On all addresses: joins come to the new one.
         let any = if self.old.is_ipv4() { "0.0.0.0" } else { "::" };
-        let listener = listen((any.parse::<IpAddr>().unwrap(), port).into(), Protocol::MPTCP);
+        self.opened_by_client_to(any.parse().unwrap(), port, protocol)
+    }
+
+    /// The same with a program that listens on one address.
+    pub(crate) fn opened_by_client_to(&self, listening: IpAddr, port: u16, protocol: Protocol) -> (Talker, Talker) {
+        let listener = listen((listening, port).into(), Protocol::MPTCP);
         let (from, to) = ((self.remote, 0).into(), (self.old, port).into());
         let theirs = self.client.call(move || connect(from, to, protocol));
         let (ours, _) = listener.accept().unwrap();
@@ -83,7 +88,7 @@ impl Scene {
     }
 
     /// A connection that the VM opens; its end first.
-    fn opened_by_vm(&self, port: u16) -> (Talker, Talker) {
+    pub(crate) fn opened_by_vm(&self, port: u16) -> (Talker, Talker) {
         let at = (self.remote, port).into();
         let listener = self.client.call(move || listen(at, Protocol::MPTCP));
         let ours = connect((self.old, 0).into(), at, Protocol::MPTCP);
@@ -97,7 +102,7 @@ fn snapshot(diag: &mut Diag) -> Snapshot {
     diag.snapshot().unwrap()
 }
 
-fn has(connection: &Connection, address: IpAddr) -> bool {
+pub(crate) fn has(connection: &Connection, address: IpAddr) -> bool {
     connection.subflows.iter().any(|subflow| subflow.local.ip() == address && subflow.established)
 }
 

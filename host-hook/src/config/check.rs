@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
 
+use lsm_protocol::forecast::Survival;
 use toml::{Spanned, Value};
 
 use super::{
@@ -217,8 +218,24 @@ fn policy(file: &file::Policy) -> Checked<Policy> {
         unprepared: file.unprepared.unwrap_or(usual.unprepared),
         prepare_wait,
         drain: file.drain.as_ref().map_or(Ok(usual.drain), |drain| text(drain, drain_of))?,
+        min_survival: file.min_survival.as_ref().map_or(Ok(usual.min_survival), survival_of)?,
         lease,
     })
+}
+
+fn survival_of(written: &Spanned<Value>) -> Checked<Survival> {
+    let survival = match written.get_ref() {
+        Value::Integer(number) => u32::try_from(*number).ok().map(Survival::Number),
+        Value::String(share) => {
+            let digits = share.strip_suffix('%').filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()));
+            digits.and_then(|digits| digits.parse().ok()).filter(|share| *share <= 100).map(Survival::Percent)
+        }
+        _ => None,
+    };
+    survival.map_or_else(
+        || wrong(written.span(), "min_survival is neither a share like \"95%\" nor a number of connections like 20"),
+        Ok,
+    )
 }
 
 fn drain_of(text: &str) -> Result<Drain, String> {

@@ -76,5 +76,6 @@ pub(super) struct Policy {
     pub(super) unprepared: Option<Unprepared>,
     pub(super) prepare_wait_ms: Option<Spanned<u64>>,
     pub(super) drain: Option<Text>,
+    pub(super) min_survival: Option<Spanned<Value>>,
     pub(super) lease_s: Option<Spanned<u64>>,
 }

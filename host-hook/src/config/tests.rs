@@ -82,6 +82,7 @@ fn every_key_arrives() {
         unprepared = "refuse"
         prepare_wait_ms = 250
         drain = "10m"
+        min_survival = "95%"
         lease_s = 9
         "#,
     )
@@ -100,6 +101,7 @@ fn every_key_arrives() {
             unprepared: Unprepared::Refuse,
             prepare_wait: Duration::from_millis(250),
             drain: Drain::For(Duration::from_secs(600)),
+            min_survival: Survival::Percent(95),
             lease: Duration::from_secs(9),
         }
     );
@@ -260,6 +262,16 @@ fn errors_say_where_and_what_to_do() {
             "[peer.dallas]",
             "[policy]\nprepare_wait_ms = 60000\n[peer.dallas]",
             "11:19: prepare_wait_ms keeps libvirt waiting and may be 20000 at most; the default is 5000",
+        ),
+        (
+            "[peer.dallas]",
+            "[policy]\nmin_survival = \"101%\"\n[peer.dallas]",
+            "11:16: min_survival is neither a share like \"95%\" nor a number of connections like 20",
+        ),
+        (
+            "[peer.dallas]",
+            "[policy]\nmin_survival = 0.9\n[peer.dallas]",
+            "11:16: min_survival is neither a share like \"95%\" nor a number of connections like 20",
         ),
         (
             "[peer.dallas]",
