@@ -17,13 +17,14 @@ use crate::{
 };
 
 /// Modules that a VM loads, with what they need, in this order. What a kernel has built in is passed over.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 9] = [
     "virtio_pci",
     "virtio_console",
     "virtio_net",
     "vmw_vsock_virtio_transport",
     "inet_diag",
     "tcp_diag",
+    "udp_diag",
     "mptcp_diag",
     "af_packet_diag",
 ];
