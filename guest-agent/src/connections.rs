@@ -38,6 +38,13 @@ pub struct Connection {
     pub subflows: Vec<Subflow>,
 }
 
+impl Connection {
+    /// We sent the first SYN. Joins come from that side too, which tells when the initial subflow is gone.
+    pub fn opened_here(&self, any: &Subflow) -> bool {
+        self.opened_by_us.unwrap_or(any.opened_by_us)
+    }
+}
+
 /// One TCP connection within an MPTCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subflow {

@@ -232,7 +232,7 @@ impl Daemon {
     async fn call(&mut self, call: Call) {
         match call {
             Call::Status { answer } => {
-                let stragglers = self.tally.outcome().filter(|(_, joined)| !joined).map(|(peer, _)| peer).collect();
+                let stragglers = self.tally.outcomes().filter(|one| !one.joined).map(|one| one.peer).collect();
                 let _ = answer.send(bus::Status::of(&self.record, stragglers, now()));
             }
             Call::Forecast { answer } => {
@@ -309,7 +309,7 @@ impl Daemon {
                 }
             }
             Order::Learn => {
-                self.record.evidence.learn(now(), self.tally.outcome().map(|(peer, joined)| (peer.ip(), joined)));
+                self.record.evidence.learn(now(), self.tally.outcomes());
                 if let Err(error) = self.record.save_evidence() {
                     tracing::warn!(%error, "cannot write down who has joined; a restart would forget it");
                 }

@@ -58,8 +58,7 @@ fn look_at(connection: &Connection, managed: &HashSet<IpAddr>, new: Option<IpAdd
     // It is known by the subflow that carries its data.
     let of_managed = established().filter(is_managed).min_by_key(|subflow| (subflow.backup, !subflow.initial));
     let shown = of_managed.or_else(|| established().next())?;
-    // Joins come from the side that opened the connection: that tells who did when the initial subflow is gone.
-    let opened_here = connection.opened_by_us.unwrap_or(shown.opened_by_us);
+    let opened_here = connection.opened_here(shown);
     Some(Look {
         local: shown.local,
         remote: shown.remote,

@@ -1,11 +1,8 @@
 //! Who has joined, who has moved, who cannot: one dump turned into [`Counts`].
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::HashMap, net::IpAddr};
 
-use lsm_protocol::Counts;
+use lsm_protocol::{Counts, forecast::Outcome};
 
 use crate::{
     connections::{Connection, Snapshot, Subflow},
@@ -30,8 +27,8 @@ pub(crate) struct Tally {
     before: HashMap<u32, Carried>,
     /// At the last count.
     last: HashMap<u32, Carried>,
-    /// Each connection's peer at the last count, and whether it had joined.
-    outcome: Vec<(SocketAddr, bool)>,
+    /// Each connection at the last count: its peer, and whether it had joined.
+    outcomes: Vec<Outcome>,
 }
 
 impl Tally {
@@ -39,7 +36,7 @@ impl Tally {
     pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, flipped: bool) -> Counts {
         let (old, new) = (paths.old.exit.source, paths.new.exit.source);
         let mut counts = Counts::default();
-        self.outcome.clear();
+        self.outcomes.clear();
         let mut seen = HashMap::with_capacity(snapshot.connections.len());
         for connection in &snapshot.connections {
             let on_new = on(connection, new).filter(|s| s.established).max_by_key(|s| carried(s));
@@ -50,7 +47,11 @@ impl Tally {
                 Carried { old: on(connection, old).map(carried).sum(), new: on(connection, new).map(carried).sum() };
             seen.insert(connection.token, now);
             let shown = on_new.or_else(|| on(connection, old).next());
-            self.outcome.extend(shown.map(|subflow| (subflow.remote, on_new.is_some())));
+            self.outcomes.extend(shown.map(|subflow| Outcome {
+                peer: subflow.remote,
+                opened_here: connection.opened_here(subflow),
+                joined: on_new.is_some(),
+            }));
             let Some(joined) = on_new else {
                 counts.waiting += 1;
                 continue;
@@ -77,9 +78,9 @@ impl Tally {
         counts
     }
 
-    /// What became of the announcement, as the last count saw it: each connection's peer, and whether it has joined.
-    pub(crate) fn outcome(&self) -> impl Iterator<Item = (SocketAddr, bool)> {
-        self.outcome.iter().copied()
+    /// What became of the announcement, as the last count saw it.
+    pub(crate) fn outcomes(&self) -> impl Iterator<Item = Outcome> {
+        self.outcomes.iter().copied()
     }
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{shown::Shown, survival::Survival};
 use crate::Millis;
 
-/// Peers remembered; beyond that the one seen longest ago is forgotten. About 200 KiB of state.
+/// Peers remembered of either kind; beyond that the one seen longest ago is forgotten. About 200 KiB of state each.
 const PEERS: usize = 4_096;
 /// Connections in one message: 52 bytes each at most, and a frame holds 64 KiB.
 pub const PAGE: usize = 1_000;
@@ -146,11 +146,21 @@ pub enum Kind {
     },
 }
 
-/// Who joined and who did not, by the peer's address.
+/// Who joined and who did not, by the peer's address. A peer that is joined is not one that joins: connections that the
+/// VM opened are told apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
 pub struct Evidence {
-    peers: BTreeMap<IpAddr, Seen>,
+    opened_there: BTreeMap<IpAddr, Seen>,
+    opened_here: BTreeMap<IpAddr, Seen>,
+}
+
+/// What became of an announcement for one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub peer: SocketAddr,
+    /// The VM opened the connection.
+    pub opened_here: bool,
+    pub joined: bool,
 }
 
 /// When a peer's connections were last seen to join, and not to join, in milliseconds since the shell's origin.
@@ -161,14 +171,15 @@ struct Seen {
 }
 
 impl Evidence {
-    /// Takes down what became of an announcement: each connection's peer, and whether it joined.
-    pub fn learn(&mut self, now: Millis, outcome: impl IntoIterator<Item = (IpAddr, bool)>) {
-        for (peer, joined) in outcome {
-            let seen = self.peers.entry(peer).or_default();
+    /// Takes down what became of an announcement.
+    pub fn learn(&mut self, now: Millis, outcomes: impl IntoIterator<Item = Outcome>) {
+        for Outcome { peer, opened_here, joined } in outcomes {
+            let peers = if opened_here { &mut self.opened_here } else { &mut self.opened_there };
+            let seen = peers.entry(peer.ip()).or_default();
             *(if joined { &mut seen.joined } else { &mut seen.missed }) = Some(now);
-            if self.peers.len() > PEERS {
-                let oldest = self.peers.iter().min_by_key(|(_, seen)| seen.joined.max(seen.missed)).map(|(p, _)| *p);
-                oldest.map(|peer| self.peers.remove(&peer));
+            if peers.len() > PEERS {
+                let oldest = peers.iter().min_by_key(|(_, seen)| seen.joined.max(seen.missed)).map(|(p, _)| *p);
+                oldest.map(|peer| peers.remove(&peer));
             }
         }
     }
@@ -180,7 +191,8 @@ impl Evidence {
             Kind::Legacy(obstacle) => return Fate::Waits(obstacle),
             Kind::Mptcp { joined, opened_here, accepted, full } => (joined, opened_here, accepted, full),
         };
-        let seen = self.peers.get(&look.remote.ip()).copied().unwrap_or_default();
+        let peers = if opened_here { &self.opened_here } else { &self.opened_there };
+        let seen = peers.get(&look.remote.ip()).copied().unwrap_or_default();
         let ago = |then: Millis| now.saturating_sub(then).max(1);
         match (seen.joined, seen.missed) {
             _ if joined => Fate::Joined,
@@ -351,8 +363,9 @@ mod tests {
 
     fn after(outcomes: &[(Millis, bool)]) -> Evidence {
         let mut evidence = Evidence::default();
-        let peer = look(IDLE).remote.ip();
-        outcomes.iter().for_each(|(at, joined)| evidence.learn(*at, [(peer, *joined)]));
+        for (at, joined) in outcomes {
+            evidence.learn(*at, [Outcome { peer: look(IDLE).remote, opened_here: false, joined: *joined }]);
+        }
         evidence
     }
 
@@ -380,7 +393,11 @@ mod tests {
         assert_eq!(of(Kind::Mptcp { joined, opened_here, accepted: true, full: true }), Fate::Waits(Obstacle::Full));
         let opened = look(Kind::Mptcp { joined, opened_here: true, accepted, full });
         assert_eq!(after(&[]).fate(NOW, &opened, false), Fate::OpenedHere);
-        assert_eq!(none.fate(NOW, &opened, false).class(), "waits on the tunnel");
+        assert_eq!(none.fate(NOW, &opened, false), Fate::OpenedHere, "what its peer does of its own is another matter");
+        let mut not_even = Evidence::default();
+        not_even.learn(1_000, [Outcome { peer: opened.remote, opened_here: true, joined: false }]);
+        assert_eq!(not_even.fate(NOW, &opened, false), Fate::Waits(Obstacle::NotJoined { ago: NOW - 1_000 }));
+        assert_eq!(not_even.fate(NOW, &look(IDLE), false), Fate::Unproven);
         let announced = Evidence::default().fate(NOW, &opened, true);
         assert_eq!(announced, Fate::Waits(Obstacle::NotJoined { ago: 0 }), "it had its time to join");
         assert_eq!(of(Kind::Legacy(Obstacle::Plain)), Fate::Waits(Obstacle::Plain));
@@ -391,11 +408,12 @@ mod tests {
     fn the_oldest_evidence_makes_room() {
         let mut evidence = Evidence::default();
         for peer in 0..PEERS as u32 + 10 {
-            evidence.learn(peer.into(), [(IpAddr::from(peer.to_be_bytes()), true)]);
+            let address = SocketAddr::new(peer.to_be_bytes().into(), 80);
+            evidence.learn(peer.into(), [Outcome { peer: address, opened_here: false, joined: true }]);
         }
-        assert_eq!(evidence.peers.len(), PEERS);
-        assert!(!evidence.peers.contains_key(&IpAddr::from(9u32.to_be_bytes())));
-        assert!(evidence.peers.contains_key(&IpAddr::from(10u32.to_be_bytes())));
+        assert_eq!(evidence.opened_there.len(), PEERS);
+        assert!(!evidence.opened_there.contains_key(&IpAddr::from(9u32.to_be_bytes())));
+        assert!(evidence.opened_there.contains_key(&IpAddr::from(10u32.to_be_bytes())));
     }
 
     #[test]
