@@ -242,3 +242,26 @@ pub(super) fn held(migration: MigrationId, counts: Counts) -> Option<Order> {
 pub(super) fn without_end(drain: Drain) -> Drain {
     if drain == Drain::Forever { Drain::UntilIdle } else { drain }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stragglers_are_invited_ever_more_seldom_and_only_while_there_are_any() {
+        let counts = Counts { waiting: 1, ..Counts::default() };
+        let mut now = 1_000;
+        let mut pauses = Vec::new();
+        let mut stragglers = Stragglers::after(now, None, counts);
+        for _ in 0..300 {
+            let Some(at) = stragglers else { panic!("one is left") };
+            pauses.push(at.invite - now);
+            now = at.invite;
+            stragglers = Stragglers::after(now, Some(at.invited(now)), counts);
+        }
+        assert_eq!(pauses[..4], [2_000, 4_000, 8_000, 16_000]);
+        assert_eq!(pauses[299], INVITE_MAX);
+        assert_eq!(stragglers.map(|s| s.invited), Some(u8::MAX), "the number does not overflow");
+        assert_eq!(Stragglers::after(now, stragglers, Counts::default()), None);
+    }
+}
