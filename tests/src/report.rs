@@ -7,7 +7,7 @@ mod html;
 mod table;
 
 pub use html::{Curves, Mark, html};
-pub use table::table;
+pub use table::{comparison, table};
 
 /// A run of the demo. Its JSON is the demo's interface. Times are in milliseconds, rates in 10^6 bits per second;
 /// what never happened is null.

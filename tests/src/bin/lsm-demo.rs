@@ -1,11 +1,16 @@
 //! `tests/demo`: the whole product at work on real parts.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 use lsm_tests::{
-    demo::{self, DemoOptions, Live},
-    report::{Demo, html, table},
+    demo::{self, DemoOptions, Live, Outcome},
+    report::{Demo, comparison, html, table},
     shell::chain,
     stage::StageOptions,
     topology::{SiteLinks, TopologyOptions},
@@ -15,7 +20,8 @@ use lsm_tests::{
 #[derive(Parser)]
 #[command(name = "tests/demo", bin_name = "tests/demo")]
 struct Arguments {
-    /// When the clients join the new path.
+    /// When the clients join the new path; `all` runs pre-join with either switch, post-join and tunnel-only, one after
+    /// the other, and compares them.
     #[arg(long, value_enum, default_value_t = Mode::PreJoin)]
     mode: Mode,
     /// When the traffic takes the new path.
@@ -61,6 +67,7 @@ enum Mode {
     PreJoin,
     PostJoin,
     TunnelOnly,
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -68,6 +75,16 @@ enum Switch {
     Auto,
     Early,
     Arrival,
+}
+
+impl Switch {
+    fn name(self) -> &'static str {
+        match self {
+            Switch::Auto => "auto",
+            Switch::Early => "early",
+            Switch::Arrival => "arrival",
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -84,62 +101,98 @@ fn main() -> ExitCode {
         wan_rate_mbit: arguments.rate,
         ..TopologyOptions::default()
     };
-    let options = DemoOptions {
-        mode: match arguments.mode {
-            Mode::PreJoin => demo::Mode::PreJoin,
-            Mode::PostJoin => demo::Mode::PostJoin,
-            Mode::TunnelOnly => demo::Mode::TunnelOnly,
-        },
-        switch: match arguments.switch {
-            Switch::Auto => "auto",
-            Switch::Early => "early",
-            Switch::Arrival => "arrival",
-        }
-        .into(),
-        moves: arguments.moves as usize,
-        connections: arguments.connections,
-        period: Duration::from_millis(arguments.period.max(1)),
-        stage: StageOptions {
-            kernel: arguments.kernel.clone(),
-            vcpus: arguments.vcpus,
-            topology,
-            ..StageOptions::default()
-        },
+    let stage =
+        StageOptions { kernel: arguments.kernel.clone(), vcpus: arguments.vcpus, topology, ..StageOptions::default() };
+    let runs: Vec<(demo::Mode, &str)> = match arguments.mode {
+        Mode::PreJoin => vec![(demo::Mode::PreJoin, arguments.switch.name())],
+        Mode::PostJoin => vec![(demo::Mode::PostJoin, arguments.switch.name())],
+        Mode::TunnelOnly => vec![(demo::Mode::TunnelOnly, arguments.switch.name())],
+        Mode::All => vec![
+            (demo::Mode::PreJoin, "early"),
+            (demo::Mode::PreJoin, "arrival"),
+            (demo::Mode::PostJoin, "arrival"),
+            (demo::Mode::TunnelOnly, "arrival"),
+        ],
     };
-    let outcome = match demo::run(&options, &Live::new(false)) {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            eprintln!("tests/demo: {}", chain(&error));
-            return ExitCode::FAILURE;
+    let several = runs.len() > 1;
+    let (mut outcomes, mut good) = (Vec::new(), true);
+    for (mode, switch) in runs {
+        let options = DemoOptions {
+            mode,
+            switch: switch.into(),
+            moves: arguments.moves as usize,
+            connections: arguments.connections,
+            period: Duration::from_millis(arguments.period.max(1)),
+            stage: stage.clone(),
+        };
+        let name = if mode == demo::Mode::PreJoin { format!("pre-join, {switch}") } else { mode.name().to_owned() };
+        let live = Live::new(false);
+        if several {
+            live.say(&name);
         }
-    };
-    // Each way has its own distances: its own table.
-    for way in ["dallas", "montreal"] {
-        let moves: Vec<_> = outcome.demo.moves.iter().filter(|one| one.to == way).cloned().collect();
-        if !moves.is_empty() {
-            println!("\nto {way}:\n{}", table(&Demo { mode: outcome.demo.mode.clone(), moves }));
-        }
-    }
-    let json = serde_json::to_string_pretty(&outcome.demo).unwrap_or_default();
-    let page = || html(&outcome.demo, &outcome.curves, options.mode.direct());
-    let files =
-        [(&arguments.json, json), (&arguments.report, if arguments.report.is_some() { page() } else { String::new() })];
-    for (path, text) in files {
-        if let Some(path) = path {
-            match fs::write(path, text) {
-                Ok(()) => println!("wrote {}", path.display()),
-                Err(error) => {
-                    eprintln!("tests/demo: cannot write {}: {error}", path.display());
-                    return ExitCode::FAILURE;
-                }
+        match demo::run(&options, &live) {
+            Ok(outcome) => {
+                good &= told(&outcome);
+                let page = || html(&outcome.demo, &outcome.curves, mode.direct());
+                let report = arguments.report.as_ref().map(|path| page_of(path, several.then_some(name.as_str())));
+                good &= report.is_none_or(|path| written(&path, &page()));
+                outcomes.push((name, outcome.demo));
+            }
+            Err(error) => {
+                eprintln!("tests/demo: {}", chain(&error));
+                return ExitCode::FAILURE;
             }
         }
     }
+    if several {
+        for way in ["dallas", "montreal"] {
+            let ways: Vec<_> = outcomes.iter().map(|(name, demo)| (name.clone(), towards(demo, way))).collect();
+            let made: Vec<_> = ways.into_iter().filter(|(_, demo)| !demo.moves.is_empty()).collect();
+            println!("\n{}", comparison(&format!("to {way}"), &made));
+        }
+    }
+    if let Some(path) = &arguments.json {
+        let demos: Vec<&Demo> = outcomes.iter().map(|(_, demo)| demo).collect();
+        let json = if several { serde_json::to_string_pretty(&demos) } else { serde_json::to_string_pretty(demos[0]) };
+        good &= written(path, &json.unwrap_or_default());
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints what came of a run, and whether all was well.
+fn told(outcome: &Outcome) -> bool {
+    // Each way has its own distances: its own table.
+    for way in ["dallas", "montreal"] {
+        let demo = towards(&outcome.demo, way);
+        if !demo.moves.is_empty() {
+            println!("\nto {way}:\n{}", table(&demo));
+        }
+    }
+    outcome.faults.iter().for_each(|fault| eprintln!("tests/demo: {fault}"));
     if outcome.faults.is_empty() {
         println!("every connection is alive, every byte right, nothing left behind");
-        ExitCode::SUCCESS
-    } else {
-        outcome.faults.iter().for_each(|fault| eprintln!("tests/demo: {fault}"));
-        ExitCode::FAILURE
     }
+    outcome.faults.is_empty()
+}
+
+fn towards(demo: &Demo, way: &str) -> Demo {
+    Demo { mode: demo.mode.clone(), moves: demo.moves.iter().filter(|one| one.to == way).cloned().collect() }
+}
+
+/// Of several runs each has a page of its own: `demo.html` becomes `demo-post-join.html`.
+fn page_of(path: &Path, run: Option<&str>) -> PathBuf {
+    let Some(run) = run else { return path.to_owned() };
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    path.with_file_name(format!("{}-{}.{}", part(path.file_stem()), run.replace(", ", "-"), part(path.extension())))
+}
+
+fn written(path: &Path, text: &str) -> bool {
+    match fs::write(path, text) {
+        Ok(()) => println!("wrote {}", path.display()),
+        Err(error) => {
+            eprintln!("tests/demo: cannot write {}: {error}", path.display());
+            return false;
+        }
+    }
+    true
 }

@@ -23,6 +23,22 @@ pub fn table(demo: &Demo) -> String {
     text
 }
 
+/// Several runs beside each other, as a table in Markdown: a column for each name.
+pub fn comparison(title: &str, runs: &[(String, Demo)]) -> String {
+    let mut text = String::new();
+    let line = |text: &mut String, label: &str, cells: &[String]| {
+        let _ = writeln!(text, "| {label} | {} |", cells.join(" | "));
+    };
+    line(&mut text, title, &runs.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+    let _ = writeln!(text, "|{}", "---|".repeat(runs.len() + 1));
+    line(&mut text, "moves", &runs.iter().map(|(_, demo)| demo.moves.len().to_string()).collect::<Vec<_>>());
+    let columns: Vec<_> = runs.iter().map(|(_, demo)| rows(&demo.moves)).collect();
+    for (row, (label, _)) in columns.first().into_iter().flatten().enumerate() {
+        line(&mut text, label, &columns.iter().map(|column| column[row].1.clone()).collect::<Vec<_>>());
+    }
+    text
+}
+
 /// Label and value of each line; also the page's.
 pub(super) fn rows(moves: &[MoveReport]) -> Vec<(&'static str, String)> {
     let times = |value: fn(&MoveReport) -> Option<f64>| spread(moves.iter().map(value), "ms");
@@ -94,6 +110,15 @@ mod tests {
         let slower = MoveReport { longest_gap_ms: Some(450.0), ..sample() };
         let three = table(&Demo { mode: "pre-join".into(), moves: vec![sample(), slower, sample()] });
         assert!(three.contains("19.0 ms (19.0 to 43.0)"), "{three}");
+    }
+
+    #[test]
+    fn runs_stand_beside_each_other() {
+        let slower = MoveReport { longest_gap_ms: Some(450.0), ..sample() };
+        let run = |name: &str, report| (name.to_owned(), Demo { mode: name.into(), moves: vec![report] });
+        let text = comparison("to dallas", &[run("early", sample()), run("post-join", slower)]);
+        assert!(text.starts_with("| to dallas | early | post-join |\n|---|---|---|\n| moves | 1 | 1 |\n"), "{text}");
+        assert!(text.contains("| longest gap minus pause | 19.0 ms | 43.0 ms |\n"), "{text}");
     }
 
     #[test]
