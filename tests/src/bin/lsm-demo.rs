@@ -148,7 +148,9 @@ fn main() -> ExitCode {
         for way in ["dallas", "montreal"] {
             let ways: Vec<_> = outcomes.iter().map(|(name, demo)| (name.clone(), towards(demo, way))).collect();
             let made: Vec<_> = ways.into_iter().filter(|(_, demo)| !demo.moves.is_empty()).collect();
-            println!("\n{}", comparison(&format!("to {way}"), &made));
+            if !made.is_empty() {
+                println!("\n{}", comparison(&format!("to {way}"), &made));
+            }
         }
     }
     if let Some(path) = &arguments.json {
