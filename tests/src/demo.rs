@@ -8,7 +8,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
     report::{Curves, Demo},
-    shell::{LabError, Result, program},
+    shell::{LabError, Result, program, run as run_command},
     stage::{Stage, StageOptions, TCP, UDP},
     topology::CLIENT,
     traffic::{ClientOptions, ClientProcess, Connection, Log, Origin, subflows, token_of},
@@ -67,6 +67,9 @@ pub struct DemoOptions {
     pub connections: u16,
     /// Time between records, per connection and direction.
     pub period: Duration,
+    /// The receive buffer that a subflow of the client begins with, in bytes, if not the kernel's: the middle number of
+    /// `net.ipv4.tcp_rmem`. A subflow that joins later keeps it, however far the connection's own has grown.
+    pub client_buffer: Option<u32>,
     pub stage: StageOptions,
 }
 
@@ -135,6 +138,10 @@ struct Play<'a> {
 
 impl<'a> Play<'a> {
     fn begin(stage: &'a Stage, options: &'a DemoOptions, live: &'a Live) -> Result<Play<'a>> {
+        if let Some(bytes) = options.client_buffer {
+            let value = format!("net.ipv4.tcp_rmem=4096 {bytes} {}", bytes.max(6 << 20));
+            run_command(stage.topology.ns("client").command("sysctl").args(["-qw", &value]))?;
+        }
         let address = stage.guest.domain().address;
         let by_vm = options.connections.min(2);
         let client_options = ClientOptions {

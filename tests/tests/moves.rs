@@ -23,6 +23,7 @@ fn moves_over(channel: Channel, mode: Mode, switch: &str, number: usize, kernel:
         moves: number,
         connections: 8,
         period: Duration::from_millis(20),
+        client_buffer: None,
         stage: StageOptions { kernel: kernel.into(), channel, ..StageOptions::default() },
     };
     let outcome = demo::run(&options, &Live::new(false)).unwrap();

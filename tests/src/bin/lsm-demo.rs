@@ -51,6 +51,9 @@ struct Arguments {
     /// Time between records, per connection and direction, in milliseconds.
     #[arg(long, default_value_t = 20)]
     period: u64,
+    /// Receive buffer that each subflow of the client begins with, in bytes, instead of the kernel's 131072.
+    #[arg(long)]
+    client_buffer: Option<u32>,
     /// Virtual CPUs of the VM.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
             moves: arguments.moves as usize,
             connections: arguments.connections,
             period: Duration::from_millis(arguments.period.max(1)),
+            client_buffer: arguments.client_buffer,
             stage: stage.clone(),
         };
         let name = if mode == demo::Mode::PreJoin { format!("pre-join, {switch}") } else { mode.name().to_owned() };
