@@ -1,9 +1,13 @@
-//! The command line: `run` is the daemon, everything else a thin client of its D-Bus interface.
+//! The command line: `run` is the daemon, `force` and `check` work without it, everything else is a thin client of its
+//! D-Bus interface.
+
+mod check;
+mod force;
 
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use lsm_guest::bus;
+use lsm_guest::{bus, config};
 use lsm_protocol::forecast::Shown;
 use tokio::net::UnixStream;
 
@@ -21,7 +25,14 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the daemon in the foreground.
-    Run,
+    Run {
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Make programs that ask for TCP speak Multipath TCP, as the configuration says.
+    Force(force::Arguments),
+    /// Look whether everything is in order; the exit status says it too.
+    Check(check::Arguments),
     /// Show where the agent stands.
     Status {
         #[arg(long)]
@@ -115,9 +126,14 @@ type Failure = Box<dyn std::error::Error>;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { directory, command } = arguments;
-    if let Command::Run = command {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
-        return lsm_guest::daemon::run(&directory).await;
+    match &command {
+        Command::Run { config } => {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+            return lsm_guest::daemon::run(&directory, config).await;
+        }
+        Command::Force(arguments) => return force::run(arguments, &directory),
+        Command::Check(arguments) => return check::run(arguments, &directory),
+        _ => {}
     }
     let socket = directory.join("guest.sock");
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
@@ -140,7 +156,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
     match command {
-        Command::Run => {}
+        Command::Run { .. } | Command::Force(_) | Command::Check(_) => {}
         Command::Status { json } => {
             let status = guest.status().await?;
             if json { print_json(&status) } else { print_status(&status) }

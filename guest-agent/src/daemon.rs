@@ -12,7 +12,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::{
     bus::{self, Call},
     closures::Closures,
-    endpoints, foresight, invitation,
+    config::{Config, Force, Mptcp},
+    endpoints, force, foresight, invitation,
     kernel::Kernel,
     mptcp::{Events, Limits},
     neighbours,
@@ -34,8 +35,10 @@ const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::fro
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the kernel lacks MPTCP, the state cannot be kept, or the sockets cannot be made.
-pub async fn run(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
+/// When the configuration is wrong, the kernel lacks MPTCP, the state cannot be kept, or the sockets cannot be made.
+pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config::load(config)?;
+    force_plain_programs(&config.mptcp, directory);
     let record = Record::open(directory)?;
     let (news_in, mut news) = mpsc::unbounded_channel();
     let (calls_in, mut calls) = mpsc::unbounded_channel();
@@ -81,6 +84,24 @@ pub async fn run(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     daemon.leave().await;
     Ok(())
+}
+
+/// As systemd's unit for it does, with more rights than the agent has there; elsewhere the agent is the one to do it.
+fn force_plain_programs(wanted: &Mptcp, directory: &Path) {
+    let as_wanted = match force::standing(directory) {
+        None => wanted.force == Force::Off,
+        Some(standing) => standing.as_ref() == Some(wanted),
+    };
+    if as_wanted {
+        return;
+    }
+    match force::apply(wanted, directory) {
+        Ok(()) => tracing::info!(force = ?wanted.force, "changed which plain programs get Multipath TCP"),
+        Err(error) => tracing::warn!(
+            error = %chain(&error),
+            "plain programs do not get Multipath TCP as configured; try: systemctl restart lsm-guest-force"
+        ),
+    }
 }
 
 /// Milliseconds since boot: goes on through the agent's restarts.

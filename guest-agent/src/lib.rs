@@ -2,10 +2,13 @@
 //! kernel's words and ours.
 
 pub mod bus;
+pub mod check;
 pub mod closures;
+pub mod config;
 pub mod connections;
 pub mod daemon;
 pub mod endpoints;
+pub mod force;
 pub mod foresight;
 pub mod invitation;
 pub mod kernel;
@@ -13,7 +16,7 @@ pub mod mptcp;
 pub mod neighbours;
 pub mod netlink;
 pub mod path;
-mod readiness;
+mod raw;
 pub mod record;
 mod rehearse;
 pub mod routing;

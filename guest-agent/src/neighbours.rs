@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     netlink::{Changed, Channel, Error, Message},
-    readiness::watch,
+    raw::watch,
 };
 
 /// Between two questions. The answer of a gateway behind a tunnel takes its round trip; only loss makes a second one useful.

@@ -13,7 +13,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{GENL_HEADER, resolve};
 use crate::{
     netlink::{self, Cause, Channel, Error, attributes, bytes_at, u16_at, u32_at},
-    readiness::watch,
+    raw::watch,
 };
 
 /// Room for the events of some 10,000 subflows at about 400 bytes of kernel memory each; the default overflowed at

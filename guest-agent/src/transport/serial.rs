@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{News, converse};
-use crate::readiness;
+use crate::raw;
 
 /// The port's name in the VM's definition.
 pub const NAME: &str = "org.lsm.guest.0";
@@ -94,7 +94,7 @@ impl Port {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLHUP | EpollFlags::EPOLLET;
         epoll.add(&fd, EpollEvent::new(interest, 0))?;
-        Ok(Port { fd, watch: readiness::watch(Watch(epoll), Interest::READABLE)? })
+        Ok(Port { fd, watch: raw::watch(Watch(epoll), Interest::READABLE)? })
     }
 
     /// Waits until the host's end is open.
