@@ -13,7 +13,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     connections::local_address,
     netlink::{self, Cause, Error},
-    readiness::watch,
+    raw::watch,
 };
 
 /// linux/sock_diag.h, enum sknetlink_groups.

@@ -8,7 +8,7 @@ use tokio::{io::Interest, sync::mpsc};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::{News, converse};
-use crate::readiness;
+use crate::raw;
 
 /// Where the agent listens.
 pub const PORT: u32 = 19_539;
@@ -66,7 +66,7 @@ fn transport_reset(stream: &VsockStream) -> impl Future<Output = io::Error> + us
     let second = stream.as_fd().try_clone_to_owned();
     async move {
         let watch = async {
-            let socket = readiness::watch(second?, Interest::ERROR)?;
+            let socket = raw::watch(second?, Interest::ERROR)?;
             loop {
                 let mut guard = socket.ready(Interest::ERROR).await?;
                 if let Some(error) = SockRef::from(socket.get_ref()).take_error()? {

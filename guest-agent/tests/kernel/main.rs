@@ -7,6 +7,7 @@
 
 mod addresses;
 mod answers;
+mod clients;
 mod everyone;
 mod place;
 mod switch;
