@@ -1,4 +1,5 @@
 //! The host's side of LSM: the libvirt hook, and what the host service is made of.
+#![deny(unsafe_code)] // but in raw.rs
 
 mod admission;
 mod arrival;
@@ -17,6 +18,7 @@ pub mod libvirt;
 mod line;
 pub mod peer;
 mod peer_line;
+mod raw;
 pub mod replay;
 pub mod service;
 pub mod status;

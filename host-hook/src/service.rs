@@ -1,25 +1,22 @@
 //! `lsm-hook serve`: takes libvirt's hook calls, peers' calls and libvirt's events, and gives each to the migration it
 //! is about. Gone when idle, if systemd's sockets can start it again.
 
-use std::{
-    collections::HashMap,
-    io,
-    os::fd::{FromRawFd, OwnedFd},
-    path::{Path, PathBuf},
-    rc::Rc,
-    time::Duration,
-};
+mod inlets;
+mod sockets;
+
+use std::{collections::HashMap, path::Path, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Decline, MigrationId, Offer, Peer, Running, Uuid,
     forecast::{Forecast, Shown},
     source::Source,
 };
-use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
+use self::{
+    inlets::{take_events, take_hooks, take_peers},
+    sockets::Sockets,
+};
 use crate::{
     admission,
     arrival::{self, Arrival},
@@ -29,10 +26,10 @@ use crate::{
     divert::Fdb,
     domain::Domain,
     foresight,
-    hook::{self, HookAnswer, HookRequest},
+    hook::{HookAnswer, HookRequest},
     host::{Host, SPARE_BRIDGE},
     inventory::{Inventory, Vm, read_json},
-    libvirt::{self, Notice, What, Whose},
+    libvirt::{What, Whose},
     peer::Identity,
     peer_line::{self, PeerHandle},
     status::Status,
@@ -42,8 +39,6 @@ use crate::{
 
 /// With nothing to do for this long, a service that systemd's sockets can start again goes.
 const IDLE: Duration = Duration::from_secs(60);
-/// A hook that does not say what it wants within this is not libvirt's.
-const HOOK: Duration = Duration::from_secs(5);
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -459,120 +454,5 @@ impl Service {
         let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
         let admitted = admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news };
         self.admitted(admitted);
-    }
-}
-
-struct Sockets {
-    hook: UnixListener,
-    peers: TcpListener,
-    /// systemd holds them and can start us again.
-    activated: bool,
-}
-
-impl Sockets {
-    async fn open(config: &Config, directory: &Path) -> Result<Sockets, Failure> {
-        let mut hook = None;
-        let mut peers = None;
-        for fd in sd_notify::listen_fds()? {
-            // SAFETY: systemd passes these descriptors to this process alone (sd_listen_fds(3)), and this is the one
-            // place that takes them.
-            #[expect(unsafe_code, reason = "descriptors passed by number")]
-            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            match socket2::SockRef::from(&fd).local_addr()?.is_unix() {
-                true => hook = Some(std::os::unix::net::UnixListener::from(fd)),
-                false => peers = Some(std::net::TcpListener::from(fd)),
-            }
-        }
-        let activated = hook.is_some();
-        let path: PathBuf = directory.join("hook.sock");
-        let hook = match hook {
-            Some(listener) => {
-                listener.set_nonblocking(true)?;
-                UnixListener::from_std(listener)?
-            }
-            None => bind_hook(&path).map_err(|error| format!("cannot listen on {}: {error}", path.display()))?,
-        };
-        let peers = match peers {
-            Some(listener) => {
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener)?
-            }
-            None => TcpListener::bind(config.listen)
-                .await
-                .map_err(|error| format!("cannot listen on {}: {error}; see [peer_channel] listen", config.listen))?,
-        };
-        Ok(Sockets { hook, peers, activated })
-    }
-}
-
-fn bind_hook(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lsm-hook serves it"));
-    }
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-async fn take_hooks(listener: UnixListener, inputs: mpsc::UnboundedSender<Input>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let inputs = inputs.clone();
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = take_hook(stream, &inputs).await {
-                        tracing::warn!(error, "a hook call came to nothing");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a hook call");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn take_hook(mut stream: UnixStream, inputs: &mpsc::UnboundedSender<Input>) -> Result<(), String> {
-    let uid = stream.peer_cred().map_err(|e| e.to_string())?.uid();
-    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
-        return Err(format!("user {uid} is not root"));
-    }
-    let request = tokio::time::timeout(HOOK, hook::read_request(&mut stream)).await;
-    let request = request.map_err(|_| "it said nothing".to_owned())?.map_err(|e| story(&e))?;
-    let (answer, answered) = oneshot::channel();
-    inputs.send(Input::Hook(request, answer)).map_err(|_| "the service is going".to_owned())?;
-    let answer = answered.await.map_err(|_| "the service gave no answer".to_owned())?;
-    hook::write_answer(&mut stream, &answer).await.map_err(|e| story(&e))
-}
-
-async fn take_peers(host: Rc<Host>, listener: TcpListener, inputs: mpsc::UnboundedSender<Input>) {
-    let (heard_in, mut heard) = mpsc::unbounded_channel();
-    tokio::task::spawn_local(async move {
-        while let Some((name, handle, message)) = heard.recv().await {
-            let _ = inputs.send(Input::Peer { name, handle, message });
-        }
-    });
-    loop {
-        match listener.accept().await {
-            Ok((tcp, _)) => drop(tokio::task::spawn_local(peer_line::answer(host.clone(), tcp, heard_in.clone()))),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a peer");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn take_events(inputs: mpsc::UnboundedSender<Input>) {
-    let mut events = libvirt::Events::start(libvirt::Place::default(), false);
-    loop {
-        if let Notice::Event { whose, what, .. } = events.next().await
-            && inputs.send(Input::Libvirt(whose, what)).is_err()
-        {
-            return;
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! Packet sockets (packet(7)) with virtio-net headers, so that super-frames and frames without a check sum come and go
-//! as what they are. The only unsafe code of this crate.
+//! as what they are.
 
 use std::{
     io::{self, IoSliceMut},
@@ -16,7 +16,9 @@ use nix::{
         sockopt::{RcvBufForce, ReceiveTimestampns, RxqOvfl, SndBufForce},
     },
 };
-use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
+
+use crate::raw::link_address;
 
 // A super-frame is at most 64 KiB with its headers; the virtio-net header comes before it.
 const LARGEST_FRAME: usize = 65536 + 64;
@@ -148,20 +150,4 @@ fn outgoing(mac: Mac) -> [SockFilter; 9] {
         SockFilter::new(RETURN, 0, 0, ETHERNET_HEADER),
         SockFilter::new(RETURN, 0, 0, 0),
     ]
-}
-
-fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
-    // SAFETY: the storage is zeroed, aligned and large enough for every kind of address; what is written makes it a
-    // valid sockaddr_ll, and the length is that type's.
-    let ((), address) = unsafe {
-        SockAddr::try_init(|storage, length| {
-            let link = &mut *storage.cast::<libc::sockaddr_ll>();
-            link.sll_family = libc::AF_PACKET as u16;
-            link.sll_protocol = protocol.to_be();
-            link.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            Ok(())
-        })
-    }?;
-    Ok(address)
 }
