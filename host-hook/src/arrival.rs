@@ -40,6 +40,8 @@ pub enum News {
     Started(Vm),
     Resumed,
     VmGone,
+    /// libvirt was asked and does not know the VM: it is gone, or has not come yet.
+    NotHere,
     Release,
     Status(oneshot::Sender<crate::status::Migration>),
     /// What would become of the VM's connections.
@@ -138,6 +140,8 @@ impl Arrival {
                     }
                     Some(News::Resumed) => Event::Arrived,
                     Some(News::VmGone) => Event::VmGone,
+                    Some(News::NotHere) if self.saved.vm.is_some() => Event::VmGone,
+                    Some(News::NotHere) => continue,
                     Some(News::Release) => Event::Release,
                     Some(News::Status(answer)) => {
                         let _ = answer.send(self.status(&offer));

@@ -4,6 +4,7 @@
 //! then, and both would wait for each other. (`migrate begin` is the exception.)
 
 mod bus;
+mod domains;
 mod job;
 mod virsh;
 
@@ -14,7 +15,10 @@ use std::{
 
 use tokio::{sync::mpsc, task::AbortHandle};
 
-pub use self::job::{Jobs, Progress};
+pub use self::{
+    domains::{Domains, State, description, domains},
+    job::{Jobs, Progress},
+};
 
 /// Where libvirt is found.
 #[derive(Clone, Debug)]
@@ -87,7 +91,8 @@ pub enum Notice {
         /// When this host's service heard of it.
         received: SystemTime,
     },
-    /// The connection was made, or made again: what happened before may have been missed.
+    /// The connection was made, or made again: what happened before may have been missed, and [`domains`] tells how
+    /// things are.
     Connected,
 }
 
@@ -105,6 +110,8 @@ pub enum LibvirtError {
     },
     #[error("virsh says about {domain}: {said}")]
     Virsh { domain: String, said: String },
+    #[error("libvirt does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
 }
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);

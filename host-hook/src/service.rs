@@ -1,6 +1,7 @@
 //! `lsm-hook serve`: takes libvirt's hook calls, peers' calls and libvirt's events, and gives each to the migration it
 //! is about. Gone when idle, if systemd's sockets can start it again.
 
+mod afresh;
 mod inlets;
 mod sockets;
 
@@ -14,6 +15,7 @@ use lsm_protocol::{
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
+    afresh::{Found, Question},
     inlets::{take_events, take_hooks, take_peers},
     sockets::Sockets,
 };
@@ -51,6 +53,10 @@ enum Input {
         message: Peer,
     },
     Libvirt(Whose, What),
+    /// The connection to libvirt is there, perhaps again.
+    Connected,
+    /// What libvirt said when it was asked for all VMs.
+    Found(Box<Found>),
     /// An admission has come to an offer.
     Admitted(Box<admission::Admitted>),
     Over(MigrationId),
@@ -74,8 +80,13 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         config,
     });
     let (inputs, mut inbox) = mpsc::unbounded_channel();
-    let mut service =
-        Service { host: host.clone(), inputs: inputs.clone(), departures: HashMap::new(), arrivals: HashMap::new() };
+    let mut service = Service {
+        host: host.clone(),
+        inputs: inputs.clone(),
+        departures: HashMap::new(),
+        arrivals: HashMap::new(),
+        question: Question::default(),
+    };
     service.resume();
     tokio::task::spawn_local(take_hooks(sockets.hook, inputs.clone()));
     tokio::task::spawn_local(take_peers(host.clone(), sockets.peers, inputs.clone()));
@@ -84,11 +95,16 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     tracing::info!(host = host.config.name, listen = %host.config.listen, "serving");
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut again = tokio::time::interval(afresh::AGAIN);
+    again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    again.reset(); // the first question is asked when libvirt is there
     loop {
-        let idle = sockets.activated && service.departures.is_empty() && service.arrivals.is_empty();
+        let nothing_moves = service.departures.is_empty() && service.arrivals.is_empty();
+        let idle = sockets.activated && nothing_moves;
         tokio::select! {
             Some(input) = inbox.recv() => service.take(input).await,
             () = tokio::time::sleep(IDLE), if idle => break,
+            _ = again.tick(), if !nothing_moves => service.ask_afresh(),
             _ = terminate.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
         }
@@ -102,6 +118,7 @@ struct Service {
     inputs: mpsc::UnboundedSender<Input>,
     departures: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<departure::News>)>,
     arrivals: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<arrival::News>)>,
+    question: Question,
 }
 
 impl Service {
@@ -110,6 +127,8 @@ impl Service {
             Input::Hook(request, answer) => self.hook(request, answer).await,
             Input::Peer { name, handle, message } => self.peer(name, handle, message),
             Input::Libvirt(whose, what) => self.event(&whose, what),
+            Input::Connected => self.ask_afresh(),
+            Input::Found(found) => self.found(*found),
             Input::Admitted(admitted) => self.admitted(*admitted),
             Input::Over(migration) => {
                 self.departures.remove(&migration);
@@ -151,14 +170,14 @@ impl Service {
         answer: oneshot::Sender<HookAnswer>,
     ) {
         let vm = Vm::of(domain, &self.host.config);
+        if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
+            self.question.overtaken(uuid);
+        }
         match operation {
             "migrate" => {
                 let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) else { return };
                 // A migration that failed late may still be going.
-                self.arrivals
-                    .values()
-                    .filter(|(vm, _)| *vm == uuid)
-                    .for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+                self.tell_arrivals(uuid, || arrival::News::VmGone);
                 let (host, inputs) = (self.host.clone(), self.inputs.clone());
                 let (domain, xml) = (domain.clone(), request.xml.clone());
                 tokio::task::spawn_local(async move {
@@ -190,16 +209,9 @@ impl Service {
             }
             "started" | "reconnect" => {
                 if let Some(vm) = vm {
-                    for (of, inbox) in self.arrivals.values() {
-                        if *of == vm.uuid {
-                            let _ = inbox.send(arrival::News::Started(vm.clone()));
-                        }
-                    }
                     // What we know of a VM that runs on is truer than its description, which is of its arrival.
                     let known = operation == "reconnect" && self.host.inventory.borrow().get(vm.uuid).is_some();
-                    if !known {
-                        self.host.inventory.borrow_mut().put(vm);
-                    }
+                    self.started(vm, known);
                 }
             }
             "stopped" | "release" => {
@@ -212,16 +224,32 @@ impl Service {
         let _ = answer.send(HookAnswer::default());
     }
 
-    fn gone(&mut self, uuid: Uuid) {
-        self.host.inventory.borrow_mut().remove(uuid);
-        self.departures
-            .values()
-            .filter(|(vm, _)| *vm == uuid)
-            .for_each(|(_, inbox)| drop(inbox.send(departure::News::VmGone)));
-        self.arrivals
-            .values()
-            .filter(|(vm, _)| *vm == uuid)
-            .for_each(|(_, inbox)| drop(inbox.send(arrival::News::VmGone)));
+    fn started(&self, vm: Vm, known: bool) {
+        self.tell_arrivals(vm.uuid, || arrival::News::Started(vm.clone()));
+        if !known {
+            self.host.inventory.borrow_mut().put(vm);
+        }
+    }
+
+    fn runs(&self, vm: Uuid) {
+        self.tell_departures(vm, || departure::News::Resumed);
+        self.tell_arrivals(vm, || arrival::News::Resumed);
+    }
+
+    fn gone(&self, vm: Uuid) {
+        self.host.inventory.borrow_mut().remove(vm);
+        self.tell_departures(vm, || departure::News::VmGone);
+        self.tell_arrivals(vm, || arrival::News::VmGone);
+    }
+
+    fn tell_departures(&self, vm: Uuid, news: impl Fn() -> departure::News) {
+        let inboxes = self.departures.values().filter(|(of, _)| *of == vm);
+        inboxes.for_each(|(_, inbox)| drop(inbox.send(news())));
+    }
+
+    fn tell_arrivals(&self, vm: Uuid, news: impl Fn() -> arrival::News) {
+        let inboxes = self.arrivals.values().filter(|(of, _)| *of == vm);
+        inboxes.for_each(|(_, inbox)| drop(inbox.send(news())));
     }
 
     /// An admission found the source and made an offer.
@@ -324,16 +352,10 @@ impl Service {
             Whose::Name(name) => self.host.inventory.borrow().by_name(name).map(|vm| vm.uuid),
         };
         let Some(uuid) = uuid else { return };
-        let departures = self.departures.values().filter(|(vm, _)| *vm == uuid);
-        let arrivals = self.arrivals.values().filter(|(vm, _)| *vm == uuid);
+        self.question.overtaken(uuid);
         match what {
-            What::Suspended { .. } | What::CpusStopped => {
-                departures.for_each(|(_, inbox)| drop(inbox.send(departure::News::Suspended)));
-            }
-            What::Resumed { .. } | What::CpusRun => {
-                departures.for_each(|(_, inbox)| drop(inbox.send(departure::News::Resumed)));
-                arrivals.for_each(|(_, inbox)| drop(inbox.send(arrival::News::Resumed)));
-            }
+            What::Suspended { .. } | What::CpusStopped => self.tell_departures(uuid, || departure::News::Suspended),
+            What::Resumed { .. } | What::CpusRun => self.runs(uuid),
             What::Stopped(_) => self.gone(uuid),
             _ => {}
         }

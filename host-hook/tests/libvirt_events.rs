@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use lsm_hook::libvirt::{Ending, Events, Jobs, LibvirtError, Notice, Place, What, Whose};
+use lsm_hook::libvirt::{Ending, Events, Jobs, LibvirtError, Notice, Place, State, What, Whose, description, domains};
 
 // The only domain of test:///default.
 const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
@@ -179,4 +179,63 @@ async fn a_virsh_that_ends_is_started_again() {
     for _ in 0..2 {
         assert_eq!(next_event(&mut events).await.1, What::Resumed { migrated: false });
     }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_domains_that_run_are_listed_and_described_over_the_bus() {
+    if !have("dbus-daemon") || !have("libvirt-dbus") {
+        return;
+    }
+    let scratch = Scratch::new("domains");
+    let (_bus, address) = bus(&scratch);
+    let object = "/org/libvirt/Test".to_owned();
+    let place = Place { bus: Some(address.clone()), object, virsh: "/nonexistent".into(), ..Place::default() };
+    assert!(domains(&place).await.is_err(), "nobody is there to ask");
+    let _libvirt = libvirt_dbus(&address, &scratch);
+    let caller = zbus::conn::Builder::address(address.as_str()).build().await.unwrap();
+    let domain = format!("/org/libvirt/Test/domain/_{}", UUID.replace('-', "_"));
+    let call = async |method: &str| {
+        let interface = Some("org.libvirt.Domain");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        // libvirt-dbus takes a moment to be on the bus.
+        while let Err(error) = caller.call_method(Some("org.libvirt"), domain.as_str(), interface, method, &()).await {
+            assert!(std::time::Instant::now() < deadline, "waited 10 s for {method}: {error}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let now = async || domains(&place).await.unwrap().get(UUID).copied();
+    call("Suspend").await;
+    assert_eq!(now().await, Some(State::Paused));
+    call("Resume").await;
+    assert_eq!(now().await, Some(State::Running));
+    let xml = description(&place, UUID).await.unwrap();
+    assert!(xml.starts_with("<domain") && xml.contains(UUID), "{xml}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_domains_that_run_are_listed_by_virsh() {
+    let scratch = Scratch::new("list");
+    let virsh = scratch.script(
+        "virsh",
+        "case \"$*\" in\n\
+         '-q -c qemu:///system list --uuid') printf 'one\\ntwo\\n\\n';;\n\
+         '-q -c qemu:///system list --uuid --state-paused') printf 'two\\n\\n';;\n\
+         '-q -c qemu:///system dumpxml two') echo '<domain/>';;\n\
+         *) echo 'error: no' >&2; exit 1;;\n\
+         esac\n",
+    );
+    let place = Place { bus: Some("unix:path=/nonexistent".into()), virsh, ..Place::default() };
+    let found = domains(&place).await.unwrap();
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [("one".into(), State::Running), ("two".into(), State::Paused)]);
+    assert_eq!(description(&place, "two").await.unwrap().trim(), "<domain/>");
+    let said = description(&place, "three").await.unwrap_err().to_string();
+    assert_eq!(said, "virsh says about three: error: no");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_virsh_that_listens_is_a_connection() {
+    let scratch = Scratch::new("listens");
+    let virsh = scratch.script("virsh", "exec sleep 600\n");
+    let place = Place { bus: Some("unix:path=/nonexistent".into()), virsh, ..Place::default() };
+    assert_eq!(next(&mut Events::start(place, false)).await, Notice::Connected);
 }

@@ -101,3 +101,35 @@ fn the_destination_s_qemu_is_killed() {
     scene.undone("QEMU killed at the destination", migration, "error:");
     scene.moves();
 }
+
+#[test]
+fn the_services_are_away_when_the_vm_runs_on() {
+    if lacking() {
+        return;
+    }
+    let mut scene = Scene::set("arrival");
+    let migration = scene.migrating("prepared");
+    // Paused by the operator: for the hosts the stop of the migration, so that both lead its frames away.
+    let site = scene.stage.site("montreal").clone();
+    site.virsh(&["suspend", "vm"]).unwrap();
+    let stopped = || scene.stage.status("montreal").is_ok_and(|s| s["migrations"][0]["state"] == "stopped");
+    wait_for("the source to see the stop", LIMIT, || stopped().then_some(())).unwrap();
+    scene.stage.stop_service("montreal");
+    scene.stage.stop_service("dallas");
+    scene.domjobabort();
+    wait_for("the job to end", LIMIT, || site.virsh(&["domjobinfo", "vm"]).ok()?.contains("None").then_some(()))
+        .unwrap();
+    if site.virsh(&["domstate", "vm"]).unwrap().contains("paused") {
+        site.virsh(&["resume", "vm"]).unwrap();
+    }
+    // The destination says nothing: that the VM runs here, the source must find out by itself.
+    scene.stage.restart_service("montreal").unwrap();
+    let runs = || scene.stage.status("montreal").is_ok_and(|s| s["migrations"][0]["state"] == "copying");
+    if let Err(error) = wait_for("the source to see that the VM runs", LIMIT, || runs().then_some(())) {
+        panic!("{}\n{}", chain(&error), scene.stage.log("montreal"));
+    }
+    scene.connections.alive().unwrap();
+    scene.stage.restart_service("dallas").unwrap();
+    scene.undone("both services away when it ran on", migration, "error:");
+    scene.moves();
+}

@@ -8,8 +8,9 @@ use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, conn:
 
 use super::{Ending, LibvirtError, Notice, Place, What, Whose, now};
 
-const SERVICE: &str = "org.libvirt";
-const CONNECT: &str = "org.libvirt.Connect";
+pub(super) const SERVICE: &str = "org.libvirt";
+pub(super) const CONNECT: &str = "org.libvirt.Connect";
+pub(super) const DOMAIN: &str = "org.libvirt.Domain";
 const METHOD_TIMEOUT: Duration = Duration::from_secs(2);
 // libvirt-dbus connects to libvirt when it is asked something, also after libvirt has restarted: until then, no events.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -73,7 +74,7 @@ pub(super) async fn listen(place: &Place, notices: &mpsc::Sender<Notice>) -> Res
 }
 
 /// Makes libvirt-dbus connect to libvirt. Touches no domain.
-async fn wake(connection: &Connection, place: &Place) -> zbus::Result<()> {
+pub(super) async fn wake(connection: &Connection, place: &Place) -> zbus::Result<()> {
     let properties = Some("org.freedesktop.DBus.Properties");
     let arguments = &(CONNECT, "LibVersion");
     connection.call_method(Some(SERVICE), place.object.as_str(), properties, "Get", arguments).await.map(drop)
@@ -85,7 +86,7 @@ fn notice(signal: &Message) -> Option<Notice> {
 }
 
 /// `/org/libvirt/QEMU/domain/_c0ffee00_…` to `c0ffee00-…`.
-fn uuid(object: &str) -> Option<String> {
+pub(super) fn uuid(object: &str) -> Option<String> {
     let (_, last) = object.rsplit_once('/')?;
     Some(last.strip_prefix('_')?.replace('_', "-"))
 }

@@ -59,10 +59,10 @@ impl Jobs {
         }
     }
 
-    async fn ask_bus(&self, bus: &Connection, uuid: &str) -> zbus::Result<Option<Progress>> {
+    async fn ask_bus(&self, connection: &Connection, uuid: &str) -> zbus::Result<Option<Progress>> {
         let object = bus::object(&self.place, uuid);
-        let interface = Some("org.libvirt.Domain");
-        let answer = bus.call_method(Some("org.libvirt"), object, interface, "GetJobStats", &0_u32).await?;
+        let answer =
+            connection.call_method(Some(bus::SERVICE), object, Some(bus::DOMAIN), "GetJobStats", &0_u32).await?;
         let ((kind, stats),): ((i32, HashMap<String, OwnedVariant>),) = answer.body().deserialize()?;
         let number = |key: &str| {
             // libvirt-dbus 1.4.1 wraps each number twice: a variant in a variant.

@@ -1,6 +1,6 @@
 //! `virsh event`, where there is no libvirt-dbus, and `virsh qemu-monitor-event`, which is faster than either.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -10,9 +10,21 @@ use tokio::{
 
 use super::{Ending, LibvirtError, Notice, Place, What, Whose, now};
 
+/// `virsh event` says nothing until there is an event. One that lives for so long has connected and listens.
+const CONNECTED: Duration = Duration::from_secs(1);
+
 /// Passes libvirt's events on until the child ends.
 pub(super) async fn lifecycle(place: &Place, notices: &mpsc::Sender<Notice>) -> Result<(), LibvirtError> {
-    follow(place, &["event", "--event", "lifecycle", "--loop", "--timestamp"], notices, parse_lifecycle).await
+    let connected = async {
+        tokio::time::sleep(CONNECTED).await;
+        let _ = notices.send(Notice::Connected).await;
+        std::future::pending().await
+    };
+    let events = follow(place, &["event", "--event", "lifecycle", "--loop", "--timestamp"], notices, parse_lifecycle);
+    tokio::select! {
+        ended = events => ended,
+        never = connected => never,
+    }
 }
 
 /// Passes QEMU's events on until the child ends.

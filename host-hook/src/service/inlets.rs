@@ -72,9 +72,11 @@ pub(super) async fn take_peers(host: Rc<Host>, listener: TcpListener, inputs: mp
 pub(super) async fn take_events(inputs: mpsc::UnboundedSender<Input>) {
     let mut events = libvirt::Events::start(libvirt::Place::default(), false);
     loop {
-        if let Notice::Event { whose, what, .. } = events.next().await
-            && inputs.send(Input::Libvirt(whose, what)).is_err()
-        {
+        let input = match events.next().await {
+            Notice::Event { whose, what, .. } => Input::Libvirt(whose, what),
+            Notice::Connected => Input::Connected,
+        };
+        if inputs.send(input).is_err() {
             return;
         }
     }
