@@ -8,7 +8,7 @@ use std::{
 
 use lsm_protocol::{
     Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
-    destination::{Destination, Event, Order, Refused},
+    destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,10 @@ use crate::{
     peer_line::{PeerHandle, PeerNews},
     replay::{Outlet, Recorder},
     story,
-    tunnel::{self, TunnelError},
+    tunnel::{
+        self, TunnelError,
+        full_frames::{self, End},
+    },
 };
 
 /// Added to the round trip when frames are replayed: how long libvirt and we took to notice the stop.
@@ -77,16 +80,15 @@ pub struct Arrival {
     guest: Option<GuestLine>,
     recorder: Option<Recorder>,
     divert: Option<(Diversion, Outlet)>,
-    learning: mpsc::UnboundedReceiver<()>,
-    learnt: mpsc::UnboundedSender<()>,
+    /// What is found out beside the machine's work: the vNIC heard on its tap, the tunnels tried.
+    facts: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     steps: clock::Steps,
     foresight: Foresight,
 }
 
 impl Arrival {
     pub fn new(host: Rc<Host>, saved: Saved, waiting: Option<Waiting>, peer: PeerHandle) -> Arrival {
-        let (learnt, learning) = mpsc::unbounded_channel();
-        let steps = clock::Steps::default();
+        let (facts, steps) = (mpsc::unbounded_channel(), clock::Steps::default());
         Arrival {
             host,
             saved,
@@ -95,8 +97,7 @@ impl Arrival {
             guest: None,
             recorder: None,
             divert: None,
-            learning,
-            learnt,
+            facts,
             steps,
             foresight: Foresight::default(),
         }
@@ -129,7 +130,7 @@ impl Arrival {
                     }
                     PeerNews::Failed(_) => continue, // the machine has its deadlines
                 },
-                Some(()) = self.learning.recv() => Event::Arrived,
+                Some(fact) = self.facts.1.recv() => fact,
                 news = inbox.recv() => match news {
                     Some(News::Started(vm)) => {
                         self.steps.mark("started");
@@ -203,6 +204,7 @@ impl Arrival {
                     Ok(()) => Event::Built,
                     Err(why) => Event::BuildFailed(why),
                 }),
+                Order::TryTunnels => self.try_tunnels(offer),
                 Order::TellPeer(message) => self.peer.tell(message),
                 Order::TellGuest(order) => {
                     if let Some(vm) = &self.saved.vm {
@@ -252,6 +254,31 @@ impl Arrival {
         Ok(())
     }
 
+    fn try_tunnels(&self, offer: &Offer) {
+        let mut tunnels = vec![(offer.home, self.saved.home_mtu, End::Lan)];
+        if offer.join == Join::Before {
+            tunnels.push((offer.advance, offer.mtu, End::Vm));
+        }
+        let specs: Result<Vec<_>, Decline> = tunnels
+            .into_iter()
+            .map(|(tunnel, mtu, far)| Ok((self.host.spec(tunnel, offer, self.saved.remote, mtu)?, far)))
+            .collect();
+        let (facts, migration) = (self.facts.0.clone(), offer.migration);
+        tokio::task::spawn_local(async move {
+            let tried = match specs {
+                Ok(specs) => {
+                    let trials = specs.iter().map(|(spec, far)| full_frames::cross(spec, *far, migration));
+                    futures_util::future::try_join_all(trials).await.map(drop)
+                }
+                Err(why) => {
+                    tracing::warn!(%migration, %why, "the tunnels cannot be tried");
+                    Err(Impassable::Unknown(TRIAL))
+                }
+            };
+            let _ = facts.send(tried.map_or_else(Event::Impassable, |()| Event::Carries));
+        });
+    }
+
     /// The taps are there: long queues, no broadcasts into the new one before the VM reads, and eyes on their ports.
     async fn watch(&mut self, vm: &Vm, offer: &Offer) {
         for mac in [offer.home.mac, offer.advance.mac] {
@@ -263,10 +290,10 @@ impl Arrival {
             }
             match LearningWatch::start(bridge, tap, mac) {
                 Ok(mut watch) => {
-                    let learnt = self.learnt.clone();
+                    let facts = self.facts.0.clone();
                     tokio::task::spawn_local(async move {
                         if watch.heard().await.is_ok() {
-                            let _ = learnt.send(());
+                            let _ = facts.send(Event::Arrived);
                         }
                     });
                 }
@@ -407,6 +434,8 @@ fn summary(event: &Event) -> String {
     match event {
         Event::Built => "the tunnel ends stand".to_owned(),
         Event::BuildFailed(why) => format!("the tunnel ends could not be built: {why}"),
+        Event::Carries => "full frames cross the tunnels".to_owned(),
+        Event::Impassable(why) => why.to_string(),
         Event::Peer(Peer::GuestRefused { why, .. }) => format!("the guest is not prepared: {why}"),
         Event::Peer(Peer::Declined { why, .. }) => format!("the source declines: {why}"),
         Event::Peer(message) => crate::status::peer_word(message).to_owned(),

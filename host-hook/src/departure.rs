@@ -24,7 +24,10 @@ use crate::{
     peer_line::PeerHandle,
     replay::{Outlet, Recorder},
     story,
-    tunnel::{self, TunnelError},
+    tunnel::{
+        self, TunnelError,
+        full_frames::{Answering, End},
+    },
 };
 
 /// How often the copy's progress is asked for.
@@ -58,6 +61,8 @@ pub struct Departure {
     follower: Option<AbortHandle>,
     progress: (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<u64>),
     divert: Option<Divert>,
+    /// The destination tries the tunnels until the VM is let go.
+    answering: Vec<Answering>,
     steps: clock::Steps,
     foresight: Foresight,
 }
@@ -81,6 +86,7 @@ impl Departure {
             follower: None,
             progress,
             divert: None,
+            answering: Vec::new(),
             steps,
             foresight: Foresight::default(),
         }
@@ -161,7 +167,10 @@ impl Departure {
                     Ok(()) => Event::Built,
                     Err(why) => Event::BuildFailed(why),
                 }),
-                Order::Follow => self.follow(offer),
+                Order::Follow => {
+                    self.answer_trials(offer);
+                    self.follow(offer);
+                }
                 Order::TellGuest(order) => {
                     let address = self.saved.vm.address();
                     self.guest.get_or_insert_with(|| GuestLine::open(address, Duration::ZERO)).tell(order);
@@ -205,6 +214,27 @@ impl Departure {
             self.host.tunnels.plug(tap, &tunnel::bridge(offer.advance.vni)).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    fn answer_trials(&mut self, offer: &Offer) {
+        let home_mtu =
+            self.saved.vm.vnic(offer.home.mac).and_then(|vnic| self.host.config.lans.get(vnic.lan.as_ref()?));
+        let mut tunnels = vec![(offer.home, home_mtu.map_or(offer.mtu, |lan| lan.mtu as u16), End::Vm)];
+        if offer.join == Join::Before {
+            tunnels.push((offer.advance, offer.mtu, End::Lan));
+        }
+        self.answering.clear();
+        for (tunnel, mtu, asker) in tunnels {
+            let answering = self.host.spec(tunnel, offer, offer.underlay, mtu).map_err(|why| why.to_string());
+            let answering = answering
+                .and_then(|spec| Answering::start(&spec, asker, offer.migration).map_err(|error| error.to_string()));
+            match answering {
+                Ok(answering) => self.answering.push(answering),
+                Err(error) => {
+                    tracing::warn!(migration = %offer.migration, error, "the destination cannot try the tunnels")
+                }
+            }
+        }
     }
 
     /// The spare's tap goes back to where it was before [`Departure::build`]. Gone with the VM, it needs nothing.
@@ -277,6 +307,7 @@ impl Departure {
         if let Some(follower) = self.follower.take() {
             follower.abort();
         }
+        self.answering.clear();
         let Some(divert) = &self.divert else { return };
         if let Err(error) = self.host.fdb.divert(&divert.diversion) {
             tracing::warn!(migration = %offer.migration, error = story(&error), "cannot divert the old vNIC's frames");

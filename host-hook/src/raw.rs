@@ -7,13 +7,20 @@ use std::{
 };
 
 use nix::libc;
-use socket2::SockAddr;
+use socket2::{SockAddr, Socket};
+use tokio::io::unix::AsyncFd;
 
 /// A descriptor that systemd passed to this process (sd_listen_fds(3)). To be called once for each.
 pub(crate) fn passed(fd: RawFd) -> OwnedFd {
     // SAFETY: systemd passes these descriptors to this process alone, and the one caller takes each number once: the
     // variable that names them is gone from the environment after it was read.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Puts a non-blocking socket under the current runtime.
+pub(crate) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a `Socket` owns its descriptor, keeps it open for as long as it lives, and always gives the same one.
+    unsafe { AsyncFd::register(socket) }.map_err(|error| error.into_parts().1)
 }
 
 /// The address of an interface for packet sockets (packet(7)).

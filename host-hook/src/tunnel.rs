@@ -13,6 +13,7 @@
 //!
 //! Everything may be done twice: "already so" and "already gone" are success.
 
+pub mod full_frames;
 mod links;
 mod underlay;
 

@@ -2,7 +2,8 @@
 //! host that runs the VM has been found.
 //!
 //! ```text
-//!         both ends built      guest prepared, refused or waited for      the VM runs      guest: Settled
+//!         both ends built      guest prepared, refused or waited for;     the VM runs      guest: Settled
+//!                              full frames have crossed
 //! Building ----------> Waiting ---------------------------> Incoming ----------> Arrived -----------> TakingDown -> Gone
 //!     |                   |             the hook is answered    |  ^ Stopped: new MAC at the own tap; Resumed: undone
 //!     +--- refused: the hook says why, nothing has moved -------+--- the VM gone, peer's abort: Undoing -> Gone
@@ -20,6 +21,8 @@ use crate::{
 
 /// The source builds its ends within this; libvirt waits in the hook meanwhile.
 pub const ACCEPT: Millis = 4_000;
+/// Frames that are to show what the tunnels carry have come back within this: several tries at 300 ms RTT.
+pub const TRIAL: Millis = 2_000;
 /// So often in a lease the source hears of us: some may be lost, and we may be restarted in between.
 const KEEP_ALIVES: Millis = 6;
 /// What got no answer is said again after this.
@@ -73,6 +76,36 @@ pub enum Refused {
     Aborted,
     #[error("it was called off here, by the operator or by another migration of the same VM")]
     CalledOff,
+    #[error(transparent)]
+    Impassable(Impassable),
+}
+
+/// What the tunnels do not carry, as tried. Sizes are those of the packets between the hosts, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum Impassable {
+    #[error(
+        "nothing comes through the tunnel to the source host and back; let UDP port {port} pass between the hosts, both ways"
+    )]
+    Closed { port: u16 },
+    #[error(
+        "the LAN's full frames are lost in the tunnel {way}: they need packets of {needed} bytes between the hosts, and {available} is the largest that comes through; raise the MTU of that network to {needed}, or let IP fragments pass"
+    )]
+    Large { needed: u32, available: u32, way: Way },
+    #[error(
+        "whether the tunnels carry the LAN's full frames could not be found out within {0} ms; see the log of lsm-hook here"
+    )]
+    Unknown(Millis),
+}
+
+/// One way through a tunnel, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum Way {
+    #[error("to the source host")]
+    There,
+    #[error("from the source host")]
+    Back,
+    #[error("both ways")]
+    Both,
 }
 
 /// Fewer connections can move than policy demands.
@@ -105,6 +138,8 @@ impl Short {
 pub enum Order {
     /// Both tunnels' ends here, filters. Ends in [`Event::Built`] or [`Event::BuildFailed`].
     BuildEnds,
+    /// Send full frames through the tunnels and back. Ends in [`Event::Carries`] or [`Event::Impassable`]; not waited for.
+    TryTunnels,
     TellPeer(Peer),
     TellGuest(ToGuest),
     /// The waiting hook prints the rewritten XML, with a warning if there is one. Always the last order: the state must
@@ -127,6 +162,9 @@ pub enum Order {
 pub enum Event {
     Built,
     BuildFailed(Decline),
+    /// Full frames have crossed the tunnels, both ways.
+    Carries,
+    Impassable(Impassable),
     Peer(Peer),
     /// The VM runs here: the bridge has learnt its MAC, libvirt said Resumed, or the guest itself spoke.
     Arrived,
@@ -155,9 +193,9 @@ pub enum Destination {
         offer: Offer,
         policy: Policy,
         keep_alive: Millis,
-        until: Millis,
-        /// Too few have joined; the source is asked which have not.
-        short: Option<Short>,
+        /// Until when full frames must have crossed; `None`: they have.
+        trial: Option<Millis>,
+        guest: Preparation,
     },
     Incoming {
         offer: Offer,
@@ -182,6 +220,23 @@ pub enum Destination {
         until: Millis,
     },
     Gone,
+}
+
+/// How far the guest is, while the hook waits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Preparation {
+    Awaited {
+        until: Millis,
+    },
+    /// Too few have joined; the source is asked which have not.
+    Short {
+        short: Short,
+        until: Millis,
+    },
+    /// Prepared, or not to be waited for.
+    Over {
+        warning: Option<GuestFailure>,
+    },
 }
 
 impl Destination {
@@ -223,35 +278,59 @@ impl Destination {
             (Building { offer, .. } | Waiting { offer, .. }, Event::Restarted) => undo(now, offer, true),
 
             // ---- Waiting
+            (Waiting { offer, policy, keep_alive, guest, .. }, Event::Carries) => {
+                ready(now, Waiting { offer, policy, keep_alive, trial: None, guest })
+            }
+            (Waiting { offer, .. }, Event::Impassable(why)) => refuse(now, offer, Refused::Impassable(why)),
             (
-                Waiting { offer, policy, keep_alive, short: None, .. },
-                Event::Peer(Peer::GuestPrepared { counts, .. }),
-            ) => match Short::after(counts, policy.survival) {
-                None => admit(now, offer, None),
-                short => {
-                    let ask = Order::TellPeer(Peer::Foresee { vm: offer.vm });
-                    (Waiting { offer, policy, keep_alive, until: now + FORESEE, short }, vec![ask])
-                }
-            },
-            (
-                Waiting { offer, short: Some(short), .. },
+                Waiting { offer, guest: Preparation::Short { short, .. }, .. },
                 Event::Peer(Peer::Foreseen { forecast: Some(forecast), .. }),
             ) => refuse(now, offer, Refused::Connections { short, named: forecast.in_doubt(NAMED) }),
-            (Waiting { offer, short: Some(short), until, .. }, Event::Deadline) if now >= until => {
+            (Waiting { offer, guest: Preparation::Short { short, until }, .. }, Event::Deadline) if now >= until => {
                 let named = "the source host did not say which cannot".into();
                 refuse(now, offer, Refused::Connections { short, named })
             }
-            (Waiting { offer, policy, .. }, Event::Peer(Peer::GuestRefused { why, .. })) => match policy.unprepared {
-                Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
-                Unprepared::PostJoin => admit(now, offer, Some(why)),
-            },
-            (Waiting { offer, policy, until, .. }, Event::Deadline) if now >= until => match policy.unprepared {
-                Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
-                Unprepared::PostJoin => admit(now, offer, None),
-            },
-            (Waiting { offer, policy, keep_alive, until, short }, Event::Deadline) if now >= keep_alive => {
+            (Waiting { offer, policy, keep_alive, trial, guest }, Event::Peer(Peer::GuestPrepared { counts, .. }))
+                if !matches!(guest, Preparation::Short { .. }) =>
+            {
+                match Short::after(counts, policy.survival) {
+                    None => {
+                        let guest = Preparation::Over { warning: None };
+                        ready(now, Waiting { offer, policy, keep_alive, trial, guest })
+                    }
+                    Some(short) => {
+                        let ask = Order::TellPeer(Peer::Foresee { vm: offer.vm });
+                        let guest = Preparation::Short { short, until: now + FORESEE };
+                        (Waiting { offer, policy, keep_alive, trial, guest }, vec![ask])
+                    }
+                }
+            }
+            (Waiting { offer, policy, keep_alive, trial, .. }, Event::Peer(Peer::GuestRefused { why, .. })) => {
+                match policy.unprepared {
+                    Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
+                    Unprepared::PostJoin => {
+                        let guest = Preparation::Over { warning: Some(why) };
+                        ready(now, Waiting { offer, policy, keep_alive, trial, guest })
+                    }
+                }
+            }
+            (Waiting { offer, trial: Some(until), .. }, Event::Deadline) if now >= until => {
+                refuse(now, offer, Refused::Impassable(Impassable::Unknown(TRIAL)))
+            }
+            (Waiting { offer, policy, keep_alive, trial, guest: Preparation::Awaited { until } }, Event::Deadline)
+                if now >= until =>
+            {
+                match policy.unprepared {
+                    Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
+                    Unprepared::PostJoin => {
+                        let guest = Preparation::Over { warning: None };
+                        ready(now, Waiting { offer, policy, keep_alive, trial, guest })
+                    }
+                }
+            }
+            (Waiting { offer, policy, keep_alive, trial, guest }, Event::Deadline) if now >= keep_alive => {
                 let (keep_alive, say) = keep_alive_again(now, &offer);
-                (Waiting { offer, policy, keep_alive, until, short }, vec![say])
+                (Waiting { offer, policy, keep_alive, trial, guest }, vec![say])
             }
 
             // ---- Incoming
@@ -358,10 +437,14 @@ impl Destination {
     pub fn deadline(&self) -> Option<guest::Deadline> {
         let (at, awaited) = match self {
             Destination::Building { until, .. } => (*until, "both hosts' tunnel ends"),
-            Destination::Waiting { keep_alive, until, short: Some(_), .. } => {
-                (*keep_alive.min(until), "the source to say which connections cannot move")
+            Destination::Waiting { keep_alive, guest, trial, .. } => {
+                let (at, awaited) = match guest {
+                    Preparation::Awaited { until } => (*until, "the guest's preparation"),
+                    Preparation::Short { until, .. } => (*until, "the source to say which connections cannot move"),
+                    Preparation::Over { .. } => (*keep_alive, "full frames through the tunnels"),
+                };
+                (trial.map_or(at, |trial| trial.min(at)).min(*keep_alive), awaited)
             }
-            Destination::Waiting { keep_alive, until, .. } => (*keep_alive.min(until), "the guest's preparation"),
             Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
                 (*repeat.min(leave), "the guest to leave the old path")
@@ -426,11 +509,23 @@ fn both(
     if !built || !accepted {
         return (Destination::Building { offer, policy, built, accepted, until }, vec![]);
     }
-    if offer.join == Join::Before && policy.prepare_wait > 0 {
-        let (keep_alive, say) = keep_alive_again(now, &offer);
-        (Destination::Waiting { offer, policy, keep_alive, until: now + policy.prepare_wait, short: None }, vec![say])
+    let (keep_alive, say) = keep_alive_again(now, &offer);
+    let guest = if offer.join == Join::Before && policy.prepare_wait > 0 {
+        Preparation::Awaited { until: now + policy.prepare_wait }
     } else {
-        admit(now, offer, None)
+        Preparation::Over { warning: None }
+    };
+    let trial = Some(now + TRIAL + TRIAL / 2); // the shell gives up first, and knows why
+    (Destination::Waiting { offer, policy, keep_alive, trial, guest }, vec![say, Order::TryTunnels])
+}
+
+/// Admits the VM when nothing is waited for any more.
+fn ready(now: Millis, state: Destination) -> (Destination, Vec<Order>) {
+    match state {
+        Destination::Waiting { offer, trial: None, guest: Preparation::Over { warning }, .. } => {
+            admit(now, offer, warning)
+        }
+        state => (state, vec![]),
     }
 }
 

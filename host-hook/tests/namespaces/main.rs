@@ -11,4 +11,5 @@ mod hearing;
 mod host;
 mod replaying;
 mod tap;
+mod trying;
 mod tunnelling;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     Counts, Decline, Drain, FromGuest, GuestFailure, Join, Millis, Peer, Refusal, Side,
-    destination::{Destination, Event, Order, Policy, Unprepared},
+    destination::{Destination, Event, Impassable, Order, Policy, Unprepared},
     forecast::{Forecast, Survival},
 };
 
@@ -32,6 +32,10 @@ struct InDestination {
     join: Join,
     /// The guest settled, the operator released it, or both sides had given up before the VM came.
     home_over: bool,
+    /// Full frames are on their way through the tunnels.
+    trial: bool,
+    /// They have come back.
+    carried: bool,
 }
 
 impl InDestination {
@@ -49,11 +53,15 @@ impl InDestination {
             vm: Vm::AtSource,
             join,
             home_over: false,
+            trial: false,
+            carried: false,
         }
     }
 
     fn feed(mut self, event: Event) -> Result<Self, String> {
         match &event {
+            Event::Carries => (self.trial, self.carried) = (false, true),
+            Event::Impassable(_) => self.trial = false,
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
             // The source gave up: it has taken down its end already.
             Event::Peer(Peer::Abort { migration: OURS } | Peer::Declined { migration: OURS, .. }) => {
@@ -90,6 +98,10 @@ impl InDestination {
     fn perform(mut self, works: bool) -> Result<Self, String> {
         let Some(order) = self.orders.pop_front() else { return Ok(self) };
         self.end.perform(&order, works, self.vm, self.join, self.home_over)?;
+        if matches!(order, Order::Admit { .. }) && !self.carried {
+            return Err("admits a VM whose tunnels were not tried".to_owned());
+        }
+        self.trial |= order == Order::TryTunnels;
         if order == Order::BuildEnds {
             self.events.push_back(match works {
                 true => Event::Built,
@@ -103,7 +115,7 @@ impl InDestination {
     fn restart(mut self) -> Result<Self, String> {
         self.orders.clear();
         self.events.clear();
-        self.unsaved = false;
+        (self.unsaved, self.trial) = (false, false);
         if self.end.hook == Hook::Waits {
             self.end.hook = Hook::Lost; // and libvirt has refused the migration
         }
@@ -177,6 +189,10 @@ impl InDestination {
             .map(|e| (self.vm, e))
             .collect();
         all.push((self.vm, Event::Release));
+        if self.trial {
+            all.push((self.vm, Event::Carries));
+            all.push((self.vm, Event::Impassable(Impassable::Closed { port: 4789 })));
+        }
         if self.end.hook == Hook::Admitted && self.vm == Vm::AtSource {
             all.push((Vm::AtDestination, Event::Arrived));
         }
@@ -217,9 +233,11 @@ impl InDestination {
 
 impl Node for InDestination {
     fn key(&self) -> String {
-        let InDestination { now, machine, disk, orders, events, unsaved, end, vm, join, home_over, .. } = self;
+        let InDestination {
+            now, machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried, ..
+        } = self;
         let disk = (disk.as_ref() != Some(machine)).then_some(disk);
-        let all = (machine, disk, orders, events, unsaved, end, vm, join, home_over);
+        let all = (machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried);
         relative(&format!("{all:?}"), *now)
     }
 
@@ -358,5 +376,20 @@ fn ends_left_behind_are_noticed() {
             other => other,
         },
         "something is left",
+    );
+}
+
+#[test]
+fn a_vm_admitted_before_its_tunnels_were_tried_is_noticed() {
+    noticed(
+        |machine, now, event| {
+            let (state, orders) = machine.handle(now, event);
+            if !orders.contains(&Order::TryTunnels) {
+                return (state, orders);
+            }
+            let (state, more) = state.handle(now, Event::Carries);
+            (state, [orders, more].concat())
+        },
+        "whose tunnels were not tried",
     );
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     Millis, Peer,
-    destination::{Destination, Event, Order},
+    destination::{Destination, Event, Impassable, Order},
 };
 
 use crate::{
@@ -123,6 +123,12 @@ impl Run {
             self.destination.end.perform(&order, true, self.vm, self.offer.join, home_over)?;
             match order {
                 Order::BuildEnds => events.push(Event::Built),
+                Order::TryTunnels => {
+                    let wait = self.chance.between(1, 1_900);
+                    let fails = !self.healthy && self.chance.in_thousand(self.scenario.lost);
+                    let closed = Event::Impassable(Impassable::Closed { port: self.offer.port });
+                    self.after(wait, What::AtDestination(if fails { closed } else { Event::Carries }));
+                }
                 Order::TellPeer(message) => self.send(What::ToSource(message)),
                 Order::TellGuest(told) => self.send(What::ToGuest(Host::Destination, told)),
                 Order::Admit { .. } => {

@@ -1,6 +1,6 @@
 use lsm_protocol::{
     Counts, Decline, Drain, FromGuest, GuestFailure, Join, Millis, Peer, Refusal, Side,
-    destination::{Destination, Event, Order, Policy, Unprepared},
+    destination::{Destination, Event, Impassable, Order, Policy, Unprepared},
     forecast::{Forecast, Survival},
     guest::Deadline,
 };
@@ -57,6 +57,7 @@ fn events() -> Vec<Event> {
         Peer::TakenDown { migration: FOREIGN },
     ];
     let mut events = vec![Event::Built, Event::BuildFailed(Decline::Tunnel("no".to_owned())), Event::Arrived];
+    events.extend([Event::Carries, Event::Impassable(Impassable::Closed { port: 4789 })]);
     events.extend([Event::VmGone, Event::Release]);
     events.extend(guest.map(Event::Guest));
     events.extend(peer.map(Event::Peer));
@@ -67,8 +68,9 @@ fn events() -> Vec<Event> {
 fn rows() -> Vec<Row<Destination>> {
     let migration = OURS;
     let waiting = vec![Event::Built, Event::Peer(Peer::Accepted { migration })];
+    let carries = [waiting.clone(), vec![Event::Carries]].concat();
     let incoming =
-        [waiting.clone(), vec![Event::Peer(Peer::GuestPrepared { migration, counts: Counts::default() })]].concat();
+        [carries.clone(), vec![Event::Peer(Peer::GuestPrepared { migration, counts: Counts::default() })]].concat();
     let stopped = [incoming.clone(), vec![Event::Peer(Peer::Stopped { migration })]].concat();
     let arrived = [stopped.clone(), vec![Event::Arrived]].concat();
     let switched = FromGuest::Switched { migration, to: Side::New, counts: Counts::default() };
@@ -94,6 +96,8 @@ fn rows() -> Vec<Row<Destination>> {
         row("waiting, most must join", Join::Before, most, waiting.clone()),
         row("waiting to hear who has not joined", Join::Before, most, short),
         row("waiting, post-join will do", Join::Before, post_join, waiting),
+        row("waiting, full frames have crossed", Join::Before, refuse, carries.clone()),
+        row("the same, post-join will do", Join::Before, post_join, carries),
         row("incoming", Join::Before, refuse, incoming),
         row("incoming, stopped", Join::Before, refuse, stopped),
         row("arrived", Join::Before, refuse, arrived),
@@ -103,18 +107,24 @@ fn rows() -> Vec<Row<Destination>> {
         row("undoing", Join::Before, refuse, undoing),
         row("gone", Join::Before, refuse, gone),
         row("accepted, no wait", Join::Before, now, vec![Event::Peer(Peer::Accepted { migration })]),
+        row(
+            "waiting for frames only, to join after",
+            Join::After,
+            refuse,
+            vec![Event::Peer(Peer::Accepted { migration }), Event::Built],
+        ),
         row("accepted, to join after", Join::After, refuse, vec![Event::Peer(Peer::Accepted { migration })]),
         row(
             "incoming, to join after",
             Join::After,
             refuse,
-            vec![Event::Peer(Peer::Accepted { migration }), Event::Built],
+            vec![Event::Peer(Peer::Accepted { migration }), Event::Built, Event::Carries],
         ),
         row(
             "arrived, never to join",
             Join::Never,
             refuse,
-            vec![Event::Peer(Peer::Accepted { migration }), Event::Built, Event::Arrived],
+            vec![Event::Peer(Peer::Accepted { migration }), Event::Built, Event::Carries, Event::Arrived],
         ),
     ]
 }
