@@ -127,6 +127,18 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
     drop(guest);
     scene.unharmed("a LAN that no host knows");
 
+    eprintln!("-- a network between the hosts that drops fragments");
+    let nft = |text: &str| {
+        let mut nft = scene.stage.topology.ns("montreal").command("nft");
+        run_with_input(nft.args(["-f", "-"]), text).unwrap();
+    };
+    nft("table ip narrow { chain c { type filter hook prerouting priority -450; ip frag-off & 0x3fff != 0 drop; } }");
+    let said = chain(&scene.stage.migrate("dallas").unwrap_err());
+    nft("delete table ip narrow");
+    let words = "full frames are lost in the tunnel to the source host: they need packets of 1550 bytes between the hosts, and 1500";
+    assert!(said.contains(words), "{said}");
+    scene.unharmed("a network between the hosts that drops fragments");
+
     eprintln!("-- an unknown key");
     let good = scene.stage.reconfigure("dallas", "[policy]\n", "[policy]\nswich = \"auto\"\n").unwrap();
     let line = 1 + good.lines().position(|line| line == "[policy]").unwrap() + 1;
