@@ -10,7 +10,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    FromGuest, Hello, ToGuest,
+    Bye, FromGuest, Hello, ToGuest,
     frame::{Decoder, Frame, FrameError, Kind, Wire},
 };
 use tokio::{
@@ -67,7 +67,8 @@ pub async fn converse(
 ) -> Ended {
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (outbox, mut answers) = mpsc::unbounded_channel();
-    let mut talk = Talk { session, decoder: Decoder::new(wire), wire, sequence: 0, outbox: Some(outbox), news };
+    let mut talk =
+        Talk { session, decoder: Decoder::new(wire), wire, sequence: 0, outbox: Some(outbox), bye: false, news };
     let mut buffer = vec![0; 4096];
     let mut reset = std::pin::pin!(reset);
     let ended = loop {
@@ -94,8 +95,9 @@ pub async fn converse(
     };
     let _ = stream.shutdown().await;
     if talk.outbox.is_none() {
-        // A virtio-serial port cannot tell a host's service that went from a host that was left behind.
-        let reset = wire == Wire::Serial || matches!(ended, Ended::Broken(_));
+        // A virtio-serial port ends in the same way when the host's service went and when its host was left behind, unless
+        // it said so.
+        let reset = !talk.bye && (wire == Wire::Serial || matches!(ended, Ended::Broken(_)));
         let _ = news.send(News::Closed { session, reset });
     }
     tracing::info!(transport, session, reason = %crate::path::chain(&ended), "conversation with the host ended");
@@ -109,6 +111,8 @@ struct Talk<'a> {
     sequence: u32,
     /// Handed to the daemon with the first Hello.
     outbox: Option<mpsc::UnboundedSender<FromGuest>>,
+    /// The host's service said goodbye.
+    bye: bool,
     news: &'a mpsc::UnboundedSender<News>,
 }
 
@@ -151,6 +155,11 @@ impl Talk<'_> {
             tracing::info!(session = self.session, host = theirs.software, "a host is here");
             return Ok(Ok(bytes));
         }
+        if frame.kind == Kind::Bye as u16 {
+            frame.open::<Bye>(Kind::Bye)?;
+            self.bye = true;
+            return Ok(Err((Vec::new(), Ended::Closed)));
+        }
         if self.outbox.is_some() {
             // On a virtio-serial port the host does not see that the agent it spoke to has died, and goes on as before:
             // a Hello that it did not ask for makes it begin anew.
@@ -171,6 +180,39 @@ impl Talk<'_> {
                 tracing::error!(%error, "an answer does not fit a frame");
                 Vec::new()
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the daemon hears when a host says these and goes.
+    async fn heard(wire: Wire, said: &[Frame]) -> Vec<News> {
+        let (news_in, mut news) = mpsc::unbounded_channel();
+        let (mut host, guest) = tokio::io::duplex(4096);
+        for frame in said {
+            host.write_all(&wire.encode(frame)).await.unwrap();
+        }
+        host.shutdown().await.unwrap();
+        converse(guest, std::future::pending(), wire, "a test", &news_in).await;
+        drop(news_in);
+        let mut heard = Vec::new();
+        while let Some(news) = news.recv().await {
+            heard.push(news);
+        }
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_serial_port_that_ends_without_a_goodbye_is_an_arrival() {
+        let hello = Frame::new(Kind::Hello, 1, &Hello::ours("a test")).unwrap();
+        let bye = Frame::new(Kind::Bye, 2, &Bye).unwrap();
+        for (said, expected) in [(vec![hello.clone()], true), (vec![hello, bye], false)] {
+            let news = heard(Wire::Serial, &said).await;
+            let [News::Opened { .. }, News::Closed { reset, .. }] = &news[..] else { panic!("{news:?}") };
+            assert_eq!(*reset, expected);
         }
     }
 }

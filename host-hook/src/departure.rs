@@ -42,6 +42,8 @@ pub enum News {
     Status(oneshot::Sender<crate::status::Migration>),
     /// What would become of the VM's connections.
     Foresee(oneshot::Sender<Forecast>),
+    /// The service goes, and goes on when it is started again. Dropped when the guest was told goodbye.
+    Leave(oneshot::Sender<()>),
 }
 
 /// What is kept of it on disk.
@@ -120,6 +122,13 @@ impl Departure {
                         let line = self.guest.get_or_insert_with(|| GuestLine::open(vm.address(), Duration::ZERO));
                         self.foresight.ask(line, vm.macs(), answer);
                         continue;
+                    }
+                    Some(News::Leave(_left)) => {
+                        self.save(&offer);
+                        if let Some(guest) = self.guest.take() {
+                            guest.leave().await;
+                        }
+                        return;
                     }
                     None => return, // the service stops; the state file says where to go on
                 },

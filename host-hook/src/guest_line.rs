@@ -6,7 +6,7 @@ use lsm_protocol::{
     FromGuest, ToGuest,
     frame::{FrameError, Kind, Wire},
 };
-use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle};
+use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle};
 
 use crate::{
     line::{Line, LineError, Stream},
@@ -22,6 +22,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// A dead agent behind a live channel does not say Hello.
 const HELLO: Duration = Duration::from_secs(2);
+/// A goodbye is a few bytes; whoever does not take them is not there.
+const LEAVE: Duration = Duration::from_millis(300);
 
 /// How a guest can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +35,10 @@ pub struct Address {
 
 /// An open or opening line. Closed when dropped.
 pub struct GuestLine {
-    orders: mpsc::UnboundedSender<ToGuest>,
+    /// Without an order: say goodbye.
+    orders: mpsc::UnboundedSender<Option<ToGuest>>,
     replies: mpsc::UnboundedReceiver<FromGuest>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl GuestLine {
@@ -46,13 +49,18 @@ impl GuestLine {
         let task = tokio::task::spawn_local(async move {
             tokio::time::sleep(patience).await;
             keep(address, orders_out, replies_in).await;
-        })
-        .abort_handle();
+        });
         GuestLine { orders, replies, task }
     }
 
     pub fn tell(&self, order: ToGuest) {
-        let _ = self.orders.send(order); // the task outlives us
+        let _ = self.orders.send(Some(order)); // the task outlives us
+    }
+
+    /// Ends the line in good order: the guest is not to take it for its arrival elsewhere.
+    pub async fn leave(mut self) {
+        let _ = self.orders.send(None);
+        let _ = tokio::time::timeout(LEAVE, &mut self.task).await;
     }
 
     /// What the guest says next. Never ends while the line is kept.
@@ -72,7 +80,7 @@ impl Drop for GuestLine {
 
 async fn keep(
     address: Address,
-    mut orders: mpsc::UnboundedReceiver<ToGuest>,
+    mut orders: mpsc::UnboundedReceiver<Option<ToGuest>>,
     replies: mpsc::UnboundedSender<FromGuest>,
 ) {
     let mut wait = AGAIN;
@@ -86,7 +94,7 @@ async fn keep(
         {
             Ok(line) => {
                 wait = AGAIN;
-                let error = talk(line, &mut unsent, &mut orders, &replies).await;
+                let Some(error) = talk(line, &mut unsent, &mut orders, &replies).await else { return };
                 tracing::info!(reason = story(&error), "line to the guest ended");
             }
             Err(error) => {
@@ -102,17 +110,18 @@ async fn keep(
     }
 }
 
+/// Until the line fails, or is to end.
 async fn talk(
     mut line: Line,
     unsent: &mut Option<ToGuest>,
-    orders: &mut mpsc::UnboundedReceiver<ToGuest>,
+    orders: &mut mpsc::UnboundedReceiver<Option<ToGuest>>,
     replies: &mpsc::UnboundedSender<FromGuest>,
-) -> LineError {
+) -> Option<LineError> {
     let mut unanswered = None;
     loop {
         if let Some(order) = unsent.as_ref() {
             if let Err(error) = line.send(Kind::ToGuest, order).await {
-                return error;
+                return Some(error);
             }
             unanswered = unsent.take();
         }
@@ -128,10 +137,16 @@ async fn talk(
                     if matches!(error, LineError::Frame(FrameError::Kind { got, .. }) if got == Kind::Hello as u16) {
                         *unsent = unanswered;
                     }
-                    return error;
+                    return Some(error);
                 }
             },
-            Some(order) = orders.recv() => *unsent = Some(order),
+            Some(order) = orders.recv() => match order {
+                Some(order) => *unsent = Some(order),
+                None => {
+                    line.close().await;
+                    return None;
+                }
+            },
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use lsm_protocol::{
-    Hello, NoCommonVersion,
+    Bye, Hello, NoCommonVersion,
     frame::{Decoder, Frame, FrameError, Kind, Wire},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -84,6 +84,9 @@ impl Line {
 
     /// Says goodbye, so that the other side can tell the end from a cut.
     pub async fn close(mut self) {
+        if self.wire == Wire::Serial {
+            let _ = self.send(Kind::Bye, &Bye).await;
+        }
         let _ = self.stream.shutdown().await;
     }
 

@@ -42,6 +42,9 @@ use crate::{
 /// With nothing to do for this long, a service that systemd's sockets can start again goes.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// What is under way has this long to say goodbye when the service goes.
+const LEAVE: Duration = Duration::from_secs(1);
+
 type Failure = Box<dyn std::error::Error>;
 
 /// Something happened that concerns one migration, or begins one.
@@ -110,6 +113,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         }
     }
     tracing::info!("going");
+    service.leave().await;
     Ok(())
 }
 
@@ -359,6 +363,22 @@ impl Service {
             What::Stopped(_) => self.gone(uuid),
             _ => {}
         }
+    }
+
+    /// What is under way goes on with the next start.
+    async fn leave(&self) {
+        let mut leaving = Vec::new();
+        for (_, inbox) in self.departures.values() {
+            let (done, left) = oneshot::channel();
+            let _ = inbox.send(departure::News::Leave(done));
+            leaving.push(left);
+        }
+        for (_, inbox) in self.arrivals.values() {
+            let (done, left) = oneshot::channel();
+            let _ = inbox.send(arrival::News::Leave(done));
+            leaving.push(left);
+        }
+        let _ = tokio::time::timeout(LEAVE, futures_util::future::join_all(leaving)).await;
     }
 
     async fn status(&self) -> Status {

@@ -37,6 +37,8 @@ pub enum Kind {
     FromGuest = 2,
     /// [`crate::Peer`].
     Peer = 3,
+    /// [`crate::Bye`]: always the last frame in its direction.
+    Bye = 4,
 }
 
 /// One frame, taken off the wire but not yet understood.

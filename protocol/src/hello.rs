@@ -17,6 +17,11 @@ pub struct Hello {
     pub software: String,
 }
 
+/// This side's program goes, and nothing else: the VM is where it was. On a virtio-serial port the end of a connection
+/// would look like the arrival of the VM elsewhere. Nobody has to say it, or to understand it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye;
+
 /// No version is common to both sides.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

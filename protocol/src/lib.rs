@@ -14,6 +14,6 @@ mod message;
 
 pub mod source;
 
-pub use hello::{Hello, NoCommonVersion, VERSIONS};
+pub use hello::{Bye, Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};
 pub use message::*;

@@ -175,7 +175,7 @@ impl Source {
             (Source::Preparing(s), Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }))
                 if migration == s.offer.migration =>
             {
-                s.switched(counts) // it took the restart of a service for the arrival
+                s.switched(counts) // it took the end of an earlier service for the arrival
             }
             (Source::Preparing(s), Event::Guest(FromGuest::Refused { migration, why }))
                 if migration == s.offer.migration =>
@@ -234,7 +234,8 @@ impl Source {
             }
             (Source::Copying(mut s), Event::Restarted) => {
                 s.lease = now + s.offer.lease;
-                (Source::Copying(s), vec![Order::Follow])
+                let back = if s.offer.join == Join::Before && !s.flipped { flip_back(&s.offer) } else { vec![] };
+                (Source::Copying(s), [vec![Order::Follow], back].concat())
             }
 
             // ---- Stopped
@@ -470,21 +471,32 @@ impl Building {
 
 impl Preparing {
     fn prepared(self, counts: Counts) -> (Source, Vec<Order>) {
-        let early = match self.switch {
-            Switch::Early => true,
-            Switch::Arrival => false,
-            Switch::Auto => counts.joined > 0 && counts.early * 2 >= counts.joined,
-        };
+        let early = self.is_early(counts);
         let Preparing { offer, lease, left, .. } = self;
         let tell = Order::TellPeer(Peer::GuestPrepared { migration: offer.migration, counts });
         let (state, orders) = Copying { offer, early, lease, left, flipped: false, resumed: false }.flip_if_due();
         (state, [vec![tell], orders].concat())
     }
 
-    /// Prepared, and flipped as well.
+    fn is_early(&self, counts: Counts) -> bool {
+        match self.switch {
+            Switch::Early => true,
+            Switch::Arrival => false,
+            Switch::Auto => counts.joined > 0 && counts.early * 2 >= counts.joined,
+        }
+    }
+
+    /// Prepared, and flipped as well: where policy would not have it so before the arrival, it flips back.
     fn switched(self, counts: Counts) -> (Source, Vec<Order>) {
+        let early = self.is_early(counts);
         let Preparing { offer, lease, left, .. } = self;
         let migration = offer.migration;
+        if !early {
+            let mut orders = flip_back(&offer);
+            orders.insert(0, Order::TellPeer(Peer::GuestPrepared { migration, counts }));
+            let state = Copying { offer, early, lease, left, flipped: false, resumed: false };
+            return (Source::Copying(state), orders);
+        }
         let tell = [Peer::GuestPrepared { migration, counts }, Peer::Flipped { migration }];
         let state = Copying { offer, early: true, lease, left, flipped: true, resumed: false };
         (Source::Copying(state), tell.map(Order::TellPeer).into())
@@ -506,6 +518,13 @@ impl Copying {
         let flip = ToGuest::Switch { migration: self.offer.migration, to: Side::New };
         (Source::Copying(self), vec![Order::TellGuest(flip)])
     }
+}
+
+/// For a guest that took the end of this host's service for its arrival: whoever hears this channel has not arrived.
+fn flip_back(offer: &Offer) -> Vec<Order> {
+    let migration = offer.migration;
+    // In this order: the first takes the guess back, so that the real arrival is seen for what it is.
+    [ToGuest::KeepAlive { migration }, ToGuest::Switch { migration, to: Side::Old }].map(Order::TellGuest).into()
 }
 
 fn undone(offer: &Offer) -> (Source, Vec<Order>) {

@@ -149,3 +149,24 @@ fn a_host_s_service_is_killed_while_memory_is_copied() {
     }
     connections.end().unwrap();
 }
+
+#[test]
+fn a_service_that_is_killed_is_not_taken_for_the_arrival() {
+    if lacking() {
+        return;
+    }
+    let options = StageOptions { policy: "switch = \"arrival\"".into(), ..StageOptions::default() };
+    let mut stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
+    let mut connections = Connections::open(&stage, 0).unwrap();
+    let mut migration = migrating(&stage, "dallas", "prepared");
+    stage.restart_service("montreal").unwrap();
+    let case = "killed, with a flip at arrival";
+    // The end of its channel may make the guest flip; the next service takes that back.
+    told(&stage, case, stage.agent_said("told to switch back", LIMIT));
+    told(&stage, case, stage.agent_is(&["prepared"], LIMIT));
+    assert!(migration.goes_on(), "the copy was over before the guest had flipped back");
+    arrives(&stage, "dallas", case, migration, &mut connections);
+    told(&stage, case, stage.settled(LIMIT));
+    told(&stage, case, connections.alive());
+    connections.end().unwrap();
+}

@@ -7,7 +7,7 @@ mod world;
 use std::{collections::BTreeSet, fmt::Debug};
 
 use lsm_protocol::{
-    FromGuest, Hello, Peer, ToGuest,
+    Bye, FromGuest, Hello, Peer, ToGuest,
     frame::{Decoder, Frame, Kind, Wire},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -36,6 +36,7 @@ fn all() -> Vec<Sample> {
     all.extend(samples_of(Kind::ToGuest, samples::to_guest()));
     all.extend(samples_of(Kind::FromGuest, samples::from_guest()));
     all.extend(samples_of(Kind::Peer, samples::peer()));
+    all.extend(samples_of(Kind::Bye, vec![("", Bye)]));
     all
 }
 
@@ -74,6 +75,7 @@ fn the_frozen_bytes_are_still_understood() {
             0 => frame.open::<Hello>(Kind::Hello).map(|m| Frame::new(Kind::Hello, 7, &m)),
             1 => frame.open::<ToGuest>(Kind::ToGuest).map(|m| Frame::new(Kind::ToGuest, 7, &m)),
             2 => frame.open::<FromGuest>(Kind::FromGuest).map(|m| Frame::new(Kind::FromGuest, 7, &m)),
+            4 => frame.open::<Bye>(Kind::Bye).map(|m| Frame::new(Kind::Bye, 7, &m)),
             _ => frame.open::<Peer>(Kind::Peer).map(|m| Frame::new(Kind::Peer, 7, &m)),
         };
         assert_eq!(again, Ok(Ok(frame)), "{name}");
@@ -115,6 +117,7 @@ fn take(bytes: &[u8], wire: Wire) {
         let _ = frame.open::<ToGuest>(Kind::ToGuest);
         let _ = frame.open::<FromGuest>(Kind::FromGuest);
         let _ = frame.open::<Peer>(Kind::Peer);
+        let _ = frame.open::<Bye>(Kind::Bye);
     }
 }
 
