@@ -60,7 +60,9 @@ pub enum Refused {
     UnknownLan { lan: String, mac: Mac, peer: String },
     #[error("bridge {bridge} of LAN {lan} does not exist here; create it or correct [lan.{lan}] bridge")]
     NoBridge { bridge: String, lan: String },
-    #[error("the VM has no spare vNIC: {0}; add one, or wait until an earlier migration has settled")]
+    #[error(
+        "the VM has no spare vNIC: {0}; add one, or wait until its last move has settled (on the host where it runs, \"lsm-hook status\" shows what that waits for, and \"lsm-hook release VM\" ends it)"
+    )]
     NoSpare(String),
     #[error("the pool of LAN {0} has no free address; enlarge [lan.{0}] pool")]
     PoolExhausted(String),
@@ -89,7 +91,7 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
         let lan = domain.vnics.iter().find_map(|v| v.lan.clone()).unwrap_or_default();
         return Err(Refused::UnknownLan { lan, mac: running.active, peer: name });
     };
-    let (lan_name, lan) = host.config.lans.iter().next().ok_or(Refused::NoLan)?;
+    let (lan_name, lan) = host.config.offered_lan().ok_or(Refused::NoLan)?;
     need_bridge(host, lan_name, lan).await?;
     let spare = running.vnics.iter().find(|v| v.mac != running.active && v.lan.is_none());
     let new = spare.map(|v| v.mac).ok_or_else(|| Refused::NoSpare(held(&running)))?;

@@ -93,6 +93,8 @@ pub struct Lan {
     pub mtu: u32,
     /// How a VM that arrives gets its address.
     pub addressing: Addressing,
+    /// Whether VMs that come from other LANs get an address of this one. Of one LAN at most.
+    pub offer: bool,
 }
 
 /// How a vNIC gets its address of a LAN.
@@ -244,6 +246,11 @@ impl Config {
     /// The names that callers' certificates may carry.
     pub fn peer_names(&self) -> Vec<String> {
         self.peers.keys().cloned().collect()
+    }
+
+    /// The LAN whose addresses VMs get that come from LANs which are not here.
+    pub fn offered_lan(&self) -> Option<(&String, &Lan)> {
+        self.lans.iter().find(|(_, lan)| lan.offer)
     }
 
     /// The LAN that `bridge` is on this host.

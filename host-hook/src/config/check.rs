@@ -80,7 +80,7 @@ fn lans(written: &BTreeMap<Text, file::Lan>) -> Checked<BTreeMap<String, Lan>> {
     // In the order of the file, so that the later of two that disagree is the one found wrong.
     let mut in_order: Vec<_> = written.iter().collect();
     in_order.sort_by_key(|(name, _)| name.span().start);
-    for (name, file) in in_order {
+    for (name, file) in in_order.iter().copied() {
         let lan = lan(name, file)?;
         for (other, earlier) in &lans {
             if earlier.bridge == lan.bridge {
@@ -98,7 +98,37 @@ fn lans(written: &BTreeMap<Text, file::Lan>) -> Checked<BTreeMap<String, Lan>> {
         }
         lans.insert(name.get_ref().clone(), lan);
     }
+    one_offered(&in_order, &mut lans)?;
     Ok(lans)
+}
+
+/// Which LAN's addresses a VM gets that comes from elsewhere: nothing but the operator's word says it where there are
+/// several. The only one is offered by itself.
+fn one_offered(written: &[(&Text, &file::Lan)], lans: &mut BTreeMap<String, Lan>) -> Checked<()> {
+    let said = |file: &file::Lan| file.offer.as_ref().map(|offer| *offer.get_ref());
+    let mut offered = written.iter().filter(|(_, file)| said(file) == Some(true));
+    if let (Some((first, _)), Some((name, second))) = (offered.next(), offered.next()) {
+        return wrong(
+            at(&second.offer, name),
+            format!("LAN {} is offered already; VMs that arrive get an address of one LAN", first.get_ref()),
+        );
+    }
+    let open: Vec<&Text> = written.iter().filter(|(_, file)| said(file).is_none()).map(|(name, _)| *name).collect();
+    match (lans.values().any(|lan| lan.offer), &open[..]) {
+        (true, _) | (false, []) => Ok(()),
+        (false, [only]) => {
+            lans.entry(only.get_ref().clone()).and_modify(|lan| lan.offer = true);
+            Ok(())
+        }
+        (false, [first, second, ..]) => wrong(
+            second.span(),
+            format!(
+                "VMs that arrive could get an address of LAN {} or of {}; add offer = true to the one, or offer = false to the others",
+                first.get_ref(),
+                second.get_ref()
+            ),
+        ),
+    }
 }
 
 fn lan(name: &Text, file: &file::Lan) -> Checked<Lan> {
@@ -136,7 +166,15 @@ fn lan(name: &Text, file: &file::Lan) -> Checked<Lan> {
         Some(mtu) => mtu_of((*mtu.get_ref()).into(), gateway, mtu.span())?,
         None => DEFAULT_LAN_MTU,
     };
-    Ok(Lan { bridge, prefix, gateway, pool, mtu, addressing: file.addressing.unwrap_or(Addressing::Static) })
+    Ok(Lan {
+        bridge,
+        prefix,
+        gateway,
+        pool,
+        mtu,
+        addressing: file.addressing.unwrap_or(Addressing::Static),
+        offer: file.offer.as_ref().is_some_and(|offer| *offer.get_ref()),
+    })
 }
 
 fn pool(written: &Spanned<Value>) -> Checked<Pool> {

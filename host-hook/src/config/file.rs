@@ -60,6 +60,7 @@ pub(super) struct Lan {
     pub(super) pool: Option<Spanned<Value>>,
     pub(super) mtu: Option<Spanned<u32>>,
     pub(super) addressing: Option<Addressing>,
+    pub(super) offer: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]

@@ -74,6 +74,12 @@ fn every_key_arrives() {
         pool = ["2001:db8:6::10-2001:db8:6::1f", "2001:db8:6::30"]
         mtu = 9000
         addressing = "static"
+        offer = false
+        [lan.v4]
+        bridge = "br4"
+        prefix = "10.4.0.0/24"
+        gateway = "10.4.0.1"
+        pool = "10.4.0.9"
         [peer."b.example.org"]
         address = "[2001:db8::2]:16519"
         [policy]
@@ -92,6 +98,7 @@ fn every_key_arrives() {
     assert_eq!(config.tls.client_key, PathBuf::from("/5"));
     let (name, lan) = config.lan_of_bridge("br6").unwrap();
     assert_eq!((name, lan.mtu, lan.pool.addresses().count()), ("v6", 9000, 17));
+    assert_eq!(config.offered_lan().unwrap().0, "v4", "the only one that is left");
     assert_eq!(config.peer_names(), ["b.example.org"]);
     assert_eq!(
         config.policy,
@@ -237,6 +244,16 @@ fn errors_say_where_and_what_to_do() {
             "[peer.dallas]",
             "[lan.b]\nbridge = \"br0\"\nprefix = \"10.2.0.0/24\"\ngateway = \"10.2.0.1\"\npool = \"10.2.0.9\"\n[peer.dallas]",
             "11:10: bridge br0 is LAN montreal already; a bridge is one LAN",
+        ),
+        (
+            "[peer.dallas]",
+            "[lan.b]\nbridge = \"br1\"\nprefix = \"10.2.0.0/24\"\ngateway = \"10.2.0.1\"\npool = \"10.2.0.9\"\n[peer.dallas]",
+            "10:6: VMs that arrive could get an address of LAN montreal or of b; add offer = true to the one, or offer = false to the others",
+        ),
+        (
+            "[peer.dallas]",
+            "offer = true\n[lan.b]\nbridge = \"br1\"\nprefix = \"10.2.0.0/24\"\ngateway = \"10.2.0.1\"\npool = \"10.2.0.9\"\noffer = true\n[peer.dallas]",
+            "16:9: LAN montreal is offered already; VMs that arrive get an address of one LAN",
         ),
         (
             "[peer.dallas]",
