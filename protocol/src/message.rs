@@ -277,7 +277,9 @@ pub struct Offer {
 /// Why a host will not. Appended to, never parsed from text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Decline {
-    #[error("migration {0} of this VM has not settled yet; wait for it or release it there")]
+    #[error(
+        "migration {0} of this VM has not settled yet; wait for it, or end its old path there: \"lsm-hook status\" shows what it waits for, \"lsm-hook release VM\" ends it"
+    )]
     Busy(MigrationId),
     #[error("it does not run this VM")]
     NotRunning,

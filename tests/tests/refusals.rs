@@ -132,7 +132,9 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
         let mut nft = scene.stage.topology.ns("montreal").command("nft");
         run_with_input(nft.args(["-f", "-"]), text).unwrap();
     };
-    nft("table ip narrow { chain c { type filter hook prerouting priority -450; ip frag-off & 0x3fff != 0 drop; } }");
+    nft("add table ip narrow
+         add chain ip narrow c { type filter hook prerouting priority -450; }
+         add rule ip narrow c ip frag-off & 0x3fff != 0 drop");
     let said = chain(&scene.stage.migrate("dallas").unwrap_err());
     nft("delete table ip narrow");
     let words = "full frames are lost in the tunnel to the source host: they need packets of 1550 bytes between the hosts, and 1500";
