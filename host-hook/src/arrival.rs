@@ -39,6 +39,8 @@ const WAKING: Duration = Duration::from_millis(150);
 
 /// What the service passes on to an arrival.
 pub enum News {
+    /// The hook `prepare`: libvirt goes on.
+    Begun,
     /// The hook `started`: QEMU waits for the memory, the taps are up.
     Started(Vm),
     Resumed,
@@ -139,8 +141,9 @@ impl Arrival {
                         self.watch(&vm, &offer).await;
                         self.saved.vm = Some(vm);
                         self.save(&offer);
-                        continue;
+                        Event::Begun
                     }
+                    Some(News::Begun) => Event::Begun,
                     Some(News::Resumed) => Event::Arrived,
                     Some(News::VmGone) => Event::VmGone,
                     Some(News::NotHere) if self.saved.vm.is_some() => Event::VmGone,
@@ -364,6 +367,9 @@ impl Arrival {
             here.filter(|_| tunnel == offer.home && matches!(self.saved.machine, Destination::TakingDown { .. }))
         {
             let plugged = async {
+                if !self.host.tunnels.link_exists(&tap).await? {
+                    return Ok(()); // gone with its VM
+                }
                 self.host.tunnels.ensure_bridge(crate::host::SPARE_BRIDGE).await?;
                 self.host.tunnels.plug(&tap, crate::host::SPARE_BRIDGE).await.map(drop)
             };
@@ -448,6 +454,7 @@ fn summary(event: &Event) -> String {
         Event::Peer(Peer::GuestRefused { why, .. }) => format!("the guest is not prepared: {why}"),
         Event::Peer(Peer::Declined { why, .. }) => format!("the source declines: {why}"),
         Event::Peer(message) => crate::status::peer_word(message).to_owned(),
+        Event::Begun => "libvirt goes on".to_owned(),
         Event::Arrived => "the VM runs here".to_owned(),
         Event::Guest(FromGuest::Switched { counts, .. }) => {
             format!(

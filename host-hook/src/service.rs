@@ -203,6 +203,9 @@ impl Service {
                 return;
             }
             "prepare" => {
+                if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
+                    self.tell_arrivals(uuid, || arrival::News::Begun);
+                }
                 for bridge in domain.interfaces.iter().filter_map(|card| card.bridge.as_deref()) {
                     if (bridge == SPARE_BRIDGE || bridge.starts_with("lsmb"))
                         && let Err(error) = self.host.tunnels.ensure_bridge(bridge).await

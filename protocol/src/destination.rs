@@ -23,6 +23,8 @@ use crate::{
 pub const ACCEPT: Millis = 4_000;
 /// Frames that are to show what the tunnels carry have come back within this: several tries at 300 ms RTT.
 pub const TRIAL: Millis = 2_000;
+/// libvirt starts the VM's QEMU within this, or a lease if that is longer: it may have much memory to lay out.
+pub const BEGIN: Millis = 60_000;
 /// So often in a lease the source hears of us: some may be lost, and we may be restarted in between.
 const KEEP_ALIVES: Millis = 6;
 /// What got no answer is said again after this.
@@ -166,6 +168,8 @@ pub enum Event {
     Carries,
     Impassable(Impassable),
     Peer(Peer),
+    /// libvirt goes on: the VM's QEMU is started here.
+    Begun,
     /// The VM runs here: the bridge has learnt its MAC, libvirt said Resumed, or the guest itself spoke.
     Arrived,
     Guest(FromGuest),
@@ -201,6 +205,8 @@ pub enum Destination {
         offer: Offer,
         diverted: bool,
         keep_alive: Millis,
+        /// Until when libvirt must have gone on after the hook was answered; `None`: it has, and tells how it ends.
+        begin: Option<Millis>,
     },
     /// `leave`: the operator ends the old path, at the latest then.
     Arrived {
@@ -334,21 +340,27 @@ impl Destination {
             }
 
             // ---- Incoming
-            (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Stopped { .. })) => {
-                (Incoming { offer, diverted: true, keep_alive }, vec![Order::PointAtTap])
+            (Incoming { offer, diverted, keep_alive, .. }, Event::Begun) => {
+                (Incoming { offer, diverted, keep_alive, begin: None }, vec![])
             }
-            (Incoming { offer, keep_alive, .. }, Event::Peer(Peer::Resumed { .. })) => {
-                (Incoming { offer, diverted: false, keep_alive }, vec![Order::PointAtTunnel])
+            (Incoming { offer, keep_alive, begin, .. }, Event::Peer(Peer::Stopped { .. })) => {
+                (Incoming { offer, diverted: true, keep_alive, begin }, vec![Order::PointAtTap])
+            }
+            (Incoming { offer, keep_alive, begin, .. }, Event::Peer(Peer::Resumed { .. })) => {
+                (Incoming { offer, diverted: false, keep_alive, begin }, vec![Order::PointAtTunnel])
             }
             // A guest that speaks to us runs here. Nothing else may say so after a restart.
             (Incoming { offer, diverted, .. }, Event::Arrived | Event::Guest(_)) => arrive(now, offer, diverted),
-            (Incoming { offer, diverted, .. }, Event::Restarted) => {
+            (Incoming { offer, diverted, begin, .. }, Event::Restarted) => {
                 let (keep_alive, say) = keep_alive_again(now, &offer);
-                (Incoming { offer, diverted, keep_alive }, vec![say, Order::TellGuest(ToGuest::Query)])
+                let begin = begin.map(|_| begin_by(now, &offer)); // libvirt's word for it may have found nobody
+                let ask = Order::TellGuest(ToGuest::Query);
+                (Incoming { offer, diverted, keep_alive, begin }, vec![say, ask])
             }
-            (Incoming { offer, diverted, keep_alive }, Event::Deadline) if now >= keep_alive => {
+            (Incoming { offer, begin: Some(begin), .. }, Event::Deadline) if now >= begin => undo(now, offer, true),
+            (Incoming { offer, diverted, keep_alive, begin }, Event::Deadline) if now >= keep_alive => {
                 let (keep_alive, say) = keep_alive_again(now, &offer);
-                (Incoming { offer, diverted, keep_alive }, vec![say])
+                (Incoming { offer, diverted, keep_alive, begin }, vec![say])
             }
             (Incoming { offer, .. }, Event::Peer(Peer::Abort { .. })) => undo(now, offer, false),
             (Incoming { offer, .. }, Event::VmGone | Event::Release) => undo(now, offer, true),
@@ -445,6 +457,9 @@ impl Destination {
                 };
                 (trial.map_or(at, |trial| trial.min(at)).min(*keep_alive), awaited)
             }
+            Destination::Incoming { keep_alive, begin: Some(begin), .. } => {
+                (*keep_alive.min(begin), "libvirt to start the VM's QEMU")
+            }
             Destination::Incoming { keep_alive, .. } => (*keep_alive, "the VM's arrival"),
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
                 (*repeat.min(leave), "the guest to leave the old path")
@@ -463,6 +478,7 @@ impl Destination {
             Destination::Building { .. } => "building",
             Destination::Waiting { .. } => "waiting",
             Destination::Incoming { diverted: true, .. } => "incoming, stopped",
+            Destination::Incoming { begin: Some(_), .. } => "admitted",
             Destination::Incoming { .. } => "incoming",
             Destination::Arrived { switched: Some(_), .. } => "arrived, switched",
             Destination::Arrived { .. } => "arrived",
@@ -531,7 +547,12 @@ fn ready(now: Millis, state: Destination) -> (Destination, Vec<Order>) {
 
 fn admit(now: Millis, offer: Offer, warning: Option<GuestFailure>) -> (Destination, Vec<Order>) {
     let (keep_alive, say) = keep_alive_again(now, &offer);
-    (Destination::Incoming { offer, diverted: false, keep_alive }, vec![say, Order::Admit { warning }])
+    let begin = Some(begin_by(now, &offer));
+    (Destination::Incoming { offer, diverted: false, keep_alive, begin }, vec![say, Order::Admit { warning }])
+}
+
+fn begin_by(now: Millis, offer: &Offer) -> Millis {
+    now + offer.lease.max(BEGIN)
 }
 
 /// When the source hears of us next, and what it hears now.

@@ -74,7 +74,10 @@ impl Service {
         for uuid in concerned.difference(&told) {
             match states.get(uuid) {
                 Some(State::Running) => self.runs(*uuid),
-                Some(State::Paused) => self.tell_departures(*uuid, || departure::News::Suspended),
+                Some(State::Paused) => {
+                    self.tell_departures(*uuid, || departure::News::Suspended);
+                    self.tell_arrivals(*uuid, || arrival::News::Begun);
+                }
                 None => {
                     self.host.inventory.borrow_mut().remove(*uuid);
                     self.tell_departures(*uuid, || departure::News::VmGone);

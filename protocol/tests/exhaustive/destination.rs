@@ -36,6 +36,8 @@ struct InDestination {
     trial: bool,
     /// They have come back.
     carried: bool,
+    /// The VM's QEMU is there.
+    begun: bool,
 }
 
 impl InDestination {
@@ -55,11 +57,13 @@ impl InDestination {
             home_over: false,
             trial: false,
             carried: false,
+            begun: false,
         }
     }
 
     fn feed(mut self, event: Event) -> Result<Self, String> {
         match &event {
+            Event::Begun => self.begun = true,
             Event::Carries => (self.trial, self.carried) = (false, true),
             Event::Impassable(_) => self.trial = false,
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
@@ -127,6 +131,7 @@ impl InDestination {
                 match at.vm {
                     Vm::AtDestination => at.events.push_back(Event::Arrived),
                     Vm::Dead => at.events.push_back(Event::VmGone),
+                    _ if at.begun => at.events.push_back(Event::Begun),
                     _ => {}
                 }
                 Ok(at)
@@ -193,7 +198,10 @@ impl InDestination {
             all.push((self.vm, Event::Carries));
             all.push((self.vm, Event::Impassable(Impassable::Closed { port: 4789 })));
         }
-        if self.end.hook == Hook::Admitted && self.vm == Vm::AtSource {
+        if self.end.hook == Hook::Admitted {
+            all.push((self.vm, Event::Begun));
+        }
+        if self.begun && self.vm == Vm::AtSource {
             all.push((Vm::AtDestination, Event::Arrived));
         }
         if self.vm == Vm::AtDestination {
@@ -206,7 +214,7 @@ impl InDestination {
     /// With everybody doing their part, or with the peer silent, does it come to an end?
     fn comes_to_an_end(&self, silent: bool) -> Result<(), String> {
         let mut at = self.clone();
-        for _ in 0..60 {
+        for _ in 0..150 {
             at = if !at.orders.is_empty() {
                 at.perform(true)?
             } else if let Some(event) = at.events.pop_front() {
@@ -215,6 +223,8 @@ impl InDestination {
                 match (&at.machine, at.vm) {
                     (Destination::Gone, _) => return Ok(()),
                     (Destination::Incoming { .. }, Vm::AtDestination) => at.feed(Event::Arrived)?,
+                    // An incoming VM that libvirt has not started is given up in time.
+                    (Destination::Incoming { begin: Some(_), .. }, _) => at.deadline()?,
                     (Destination::Incoming { .. }, _) => InDestination { vm: Vm::Dead, ..at }.feed(Event::VmGone)?,
                     (Destination::Arrived { .. }, _) if at.join == Join::Never => at.feed(Event::Release)?,
                     (Destination::Arrived { .. }, _) => {
@@ -234,10 +244,23 @@ impl InDestination {
 impl Node for InDestination {
     fn key(&self) -> String {
         let InDestination {
-            now, machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried, ..
+            now,
+            machine,
+            disk,
+            orders,
+            events,
+            unsaved,
+            end,
+            vm,
+            join,
+            home_over,
+            trial,
+            carried,
+            begun,
+            ..
         } = self;
         let disk = (disk.as_ref() != Some(machine)).then_some(disk);
-        let all = (machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried);
+        let all = (machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried, begun);
         relative(&format!("{all:?}"), *now)
     }
 
@@ -270,7 +293,7 @@ impl Node for InDestination {
             add(format!("in vain awaited {}", deadline.awaited), self.clone().deadline());
         }
         add("the service is restarted".to_owned(), self.clone().restart());
-        if self.end.hook == Hook::Admitted && self.vm == Vm::AtSource {
+        if self.begun && self.vm == Vm::AtSource {
             add("the VM arrives, unheard".to_owned(), Ok(InDestination { vm: Vm::AtDestination, ..self.clone() }));
         }
         next

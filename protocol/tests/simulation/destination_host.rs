@@ -62,7 +62,8 @@ impl Run {
                 match self.vm {
                     Vm::AtDestination => self.at_destination(Event::Arrived),
                     // Not there any more; what was never there may come yet.
-                    _ if self.begun && !self.incoming => self.at_destination(Event::VmGone),
+                    _ if self.incoming => self.at_destination(Event::Begun),
+                    _ if self.begun => self.at_destination(Event::VmGone),
                     _ => Ok(()),
                 }
             }

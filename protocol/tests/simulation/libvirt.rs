@@ -32,6 +32,7 @@ impl Run {
         match step {
             Step::Begins => {
                 (self.incoming, self.begun) = (true, true);
+                self.after(soon, What::AtDestination(destination::Event::Begun));
                 for part in 0..20 {
                     let left = copy - copy * part / 20;
                     self.after(copy * part / 20, What::Libvirt(Step::Copies { left }));

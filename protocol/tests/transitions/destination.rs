@@ -56,7 +56,8 @@ fn events() -> Vec<Event> {
         Peer::Abort { migration: FOREIGN },
         Peer::TakenDown { migration: FOREIGN },
     ];
-    let mut events = vec![Event::Built, Event::BuildFailed(Decline::Tunnel("no".to_owned())), Event::Arrived];
+    let mut events =
+        vec![Event::Built, Event::BuildFailed(Decline::Tunnel("no".to_owned())), Event::Begun, Event::Arrived];
     events.extend([Event::Carries, Event::Impassable(Impassable::Closed { port: 4789 })]);
     events.extend([Event::VmGone, Event::Release]);
     events.extend(guest.map(Event::Guest));
@@ -71,7 +72,8 @@ fn rows() -> Vec<Row<Destination>> {
     let carries = [waiting.clone(), vec![Event::Carries]].concat();
     let incoming =
         [carries.clone(), vec![Event::Peer(Peer::GuestPrepared { migration, counts: Counts::default() })]].concat();
-    let stopped = [incoming.clone(), vec![Event::Peer(Peer::Stopped { migration })]].concat();
+    let begun = [incoming.clone(), vec![Event::Begun]].concat();
+    let stopped = [begun.clone(), vec![Event::Peer(Peer::Stopped { migration })]].concat();
     let arrived = [stopped.clone(), vec![Event::Arrived]].concat();
     let switched = FromGuest::Switched { migration, to: Side::New, counts: Counts::default() };
     let switched = [arrived.clone(), vec![Event::Guest(switched)]].concat();
@@ -99,6 +101,7 @@ fn rows() -> Vec<Row<Destination>> {
         row("waiting, full frames have crossed", Join::Before, refuse, carries.clone()),
         row("the same, post-join will do", Join::Before, post_join, carries),
         row("incoming", Join::Before, refuse, incoming),
+        row("incoming, QEMU started", Join::Before, refuse, begun),
         row("incoming, stopped", Join::Before, refuse, stopped),
         row("arrived", Join::Before, refuse, arrived),
         row("arrived, switched", Join::Before, refuse, switched),
