@@ -34,6 +34,9 @@ pub const ANNOUNCEMENTS: u8 = 2;
 pub const DRAIN: Millis = 300;
 /// A flip the kernel refused is tried again after this.
 pub const RETRY: Millis = 200;
+/// A tear-down that the kernel refuses is tried again so often, each time after twice as long, from [`RETRY`] on: a dozen
+/// seconds in all. What then is left is in the log.
+pub const TRIES: u8 = 6;
 /// Connections are counted again this long after the flip, doubling up to [`RECOUNT_MAX`]; changes of subflows count
 /// at once.
 pub const RECOUNT: Millis = 50;
@@ -201,16 +204,25 @@ pub struct Settling {
     pub counts: Counts,
     pub leaving: Leaving,
     pub cut: Option<Millis>,
+    /// How often the kernel has refused the step that is due.
+    #[serde(default)]
+    pub failed: u8,
 }
 
 /// Everything is being put back.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Undoing {
     pub plan: Prepare,
-    /// After a flip: when what is in flight on the new path has landed. `None`: the tear-down is ordered.
+    /// After a flip: when what is in flight on the new path has landed; after a refusal by the kernel: when it is asked
+    /// again. `None`: the tear-down is ordered.
     pub drain: Option<Millis>,
     /// Why, if the guest itself gave up.
     pub why: Option<Refusal>,
+    /// How often the kernel has refused a part of the tear-down, and whether it has this time.
+    #[serde(default)]
+    pub failed: u8,
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// The machine.
@@ -250,6 +262,7 @@ impl Guest {
     /// One event in, the next state and the shell's orders out. `now` never goes back.
     #[must_use]
     pub fn handle(self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        let kernel_refused = matches!(event, Event::Failed(..));
         match (self, event) {
             // ---- any state: questions, and messages about a migration that is not ours
             (state, Event::Told(ToGuest::Query)) => {
@@ -301,8 +314,19 @@ impl Guest {
             (Guest::Settling(s), event) => s.handle(now, event),
 
             // ---- Undoing
-            (Guest::Undoing(s), Event::Deadline) if s.drain.is_some_and(|at| now >= at) => undo(s.plan, s.why),
-            (Guest::Undoing(s), Event::Restarted) => undo(s.plan, s.why),
+            (Guest::Undoing(s), Event::Deadline) if s.drain.is_some_and(|at| now >= at) => s.tear_down(),
+            (Guest::Undoing(s), Event::Restarted) => s.tear_down(),
+            (Guest::Undoing(mut s), Event::Failed(Step::Prefer(_) | Step::Withdraw(_), _)) if s.drain.is_none() => {
+                s.refused = true;
+                (Guest::Undoing(s), vec![])
+            }
+            (Guest::Undoing(mut s), Event::Done(Step::LowerPath) | Event::Failed(Step::LowerPath, _))
+                if s.drain.is_none() && s.failed + 1 < TRIES && (s.refused || kernel_refused) =>
+            {
+                s.failed += 1;
+                s.drain = Some(now + later(s.failed));
+                (Guest::Undoing(s), vec![])
+            }
             (Guest::Undoing(s), Event::Done(Step::LowerPath) | Event::Failed(Step::LowerPath, _)) => {
                 let migration = s.plan.migration;
                 let reply = match s.why {
@@ -384,6 +408,7 @@ impl Guest {
                 Leaving::Holding { recount } => (recount, "the last legacy connection to close"),
                 Leaving::Withdrawing | Leaving::Releasing => return None,
             },
+            Guest::Undoing(s) if s.failed > 0 => (s.drain?, "the kernel to take the new path down"),
             Guest::Undoing(s) => (s.drain?, "the new path's data to land"),
             Guest::Idle { .. } => return None,
         };
@@ -463,9 +488,19 @@ impl Guest {
 
 /// Tears down what was prepared; the traffic is on the old path already.
 fn undo(plan: Prepare, why: Option<Refusal>) -> (Guest, Vec<Order>) {
-    let orders =
-        vec![Order::Do(Step::Prefer(Side::Old)), Order::Do(Step::Withdraw(Side::New)), Order::Do(Step::LowerPath)];
-    (Guest::Undoing(Undoing { plan, drain: None, why }), orders)
+    Undoing { plan, drain: None, why, failed: 0, refused: false }.tear_down()
+}
+
+impl Undoing {
+    fn tear_down(self) -> (Guest, Vec<Order>) {
+        let steps = [Step::Prefer(Side::Old), Step::Withdraw(Side::New), Step::LowerPath];
+        (Guest::Undoing(Undoing { drain: None, refused: false, ..self }), steps.map(Order::Do).into())
+    }
+}
+
+/// How long after its last refusal the kernel is asked again.
+fn later(failed: u8) -> Millis {
+    RETRY << failed
 }
 
 impl ToGuest {

@@ -3,7 +3,7 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    Ended, Event, Guest, Leaving, Order, RECOUNT_MAX, Settling, Step,
+    Ended, Event, Guest, Leaving, Order, RECOUNT_MAX, Settling, Step, TRIES, later,
     switched::{held, without_end},
 };
 use crate::{Drain, FromGuest, Millis, Refusal, Side, ToGuest};
@@ -27,7 +27,19 @@ impl Settling {
             (Leaving::Draining { landed: true, .. }, Event::SubflowsChanged) => {
                 (Guest::Settling(self), vec![Order::Count])
             }
+            // Counted again before the next try: somebody may have come to the old path meanwhile.
+            (Leaving::Withdrawing, Event::Failed(Step::Withdraw(_), _)) if self.failed + 1 < TRIES => {
+                self.failed += 1;
+                self.leaving = Leaving::Draining { until: now + later(self.failed), landed: false };
+                (Guest::Settling(self), vec![])
+            }
+            (Leaving::Releasing, Event::Failed(Step::ReleaseOld, _)) if self.failed + 1 < TRIES => {
+                self.failed += 1;
+                self.leaving = Leaving::Holding { recount: now + later(self.failed) };
+                (Guest::Settling(self), vec![])
+            }
             (Leaving::Withdrawing, Event::Done(Step::Withdraw(_)) | Event::Failed(Step::Withdraw(_), _)) => {
+                self.failed = 0;
                 self.leaving = Leaving::Holding { recount: now + RECOUNT_MAX };
                 (Guest::Settling(self), vec![Order::Count])
             }

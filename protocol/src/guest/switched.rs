@@ -207,13 +207,14 @@ impl Switched {
                 counts,
                 leaving: Leaving::Draining { until: now + DRAIN, landed: false },
                 cut,
+                failed: 0,
             }),
             vec![Order::Learn],
         )
     }
 
     fn undo(self, now: Millis) -> (Guest, Vec<Order>) {
-        let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None };
+        let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None, failed: 0, refused: false };
         (Guest::Undoing(state), vec![Order::Do(Step::Prefer(Side::Old))])
     }
 }
