@@ -38,6 +38,8 @@ pub enum News {
     Peer(Peer, PeerHandle),
     Suspended,
     Resumed,
+    /// libvirt was asked: it runs here.
+    Runs,
     VmGone,
     Status(oneshot::Sender<crate::status::Migration>),
     /// What would become of the VM's connections.
@@ -67,6 +69,8 @@ pub struct Departure {
     answering: Vec<Answering>,
     steps: clock::Steps,
     foresight: Foresight,
+    /// An earlier service may have diverted the VM's frames and died before it wrote that down.
+    in_doubt: bool,
 }
 
 /// All that the stop needs, opened while there is time.
@@ -80,6 +84,7 @@ impl Departure {
     pub fn new(host: Rc<Host>, saved: Saved, peer: Option<PeerHandle>) -> Departure {
         let steps = clock::Steps::default();
         let progress = mpsc::unbounded_channel();
+        let in_doubt = peer.is_none(); // only a departure found on disk has not heard from its peer
         Departure {
             host,
             saved,
@@ -91,6 +96,7 @@ impl Departure {
             answering: Vec::new(),
             steps,
             foresight: Foresight::default(),
+            in_doubt,
         }
     }
 
@@ -109,6 +115,12 @@ impl Departure {
                     Some(News::Peer(message, handle)) => {
                         self.peer = Some(handle); // whichever line it came by is the one that works
                         Event::Peer(message)
+                    }
+                    // Said to a machine that knows it, it would be an order to undo what is not done.
+                    Some(News::Runs) if !self.in_doubt && !matches!(self.saved.machine, Source::Stopped(_)) => continue,
+                    Some(News::Runs) => {
+                        self.in_doubt = false;
+                        Event::Resumed
                     }
                     Some(News::Suspended) => Event::Suspended,
                     Some(News::Resumed) => Event::Resumed,

@@ -100,10 +100,12 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut again = tokio::time::interval(afresh::AGAIN);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    again.reset(); // the first question is asked when libvirt is there
     loop {
         let nothing_moves = service.departures.is_empty() && service.arrivals.is_empty();
         let idle = sockets.activated && nothing_moves;
+        if nothing_moves {
+            again.reset();
+        }
         tokio::select! {
             Some(input) = inbox.recv() => service.take(input).await,
             () = tokio::time::sleep(IDLE), if idle => break,

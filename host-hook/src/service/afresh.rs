@@ -18,8 +18,9 @@ use crate::{
     story,
 };
 
-/// While there is a migration, libvirt is asked so often anyway: an event lost is a black hole until it is noticed.
-pub(super) const AGAIN: Duration = Duration::from_secs(10);
+/// While there is a migration, libvirt is asked so often anyway: an event lost is a black hole until it is noticed. Most
+/// moves are over before the first time: at the stop the service has other things to do.
+pub(super) const AGAIN: Duration = Duration::from_secs(30);
 /// A libvirt that starts answers after some seconds.
 const ATTEMPTS: u32 = 10;
 const RETRY: Duration = Duration::from_secs(1);
@@ -73,7 +74,10 @@ impl Service {
         concerned.extend(self.arrivals.values().map(|(vm, _)| *vm));
         for uuid in concerned.difference(&told) {
             match states.get(uuid) {
-                Some(State::Running) => self.runs(*uuid),
+                Some(State::Running) => {
+                    self.tell_departures(*uuid, || departure::News::Runs);
+                    self.tell_arrivals(*uuid, || arrival::News::Resumed);
+                }
                 Some(State::Paused) => {
                     self.tell_departures(*uuid, || departure::News::Suspended);
                     self.tell_arrivals(*uuid, || arrival::News::Begun);
