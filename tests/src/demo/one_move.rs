@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, thread, time::Duration};
 
-use super::{Play, SETTLE, lab, timeline};
+use super::{Live, Play, SETTLE, lab, timeline};
 use crate::{
     capture::{Capture, Frame, Mac, Packet, Recording, Scope},
     measure::{
@@ -69,7 +69,7 @@ pub(super) fn one_move(play: &mut Play<'_>, number: usize) -> Result<Seen> {
     let settled =
         if play.options.mode.direct() { play.stage.settled(SETTLE).is_ok().then(timeline::now) } else { None };
     let log = play.client.take_log().map_err(lab)?;
-    let watched = captures.stop();
+    let watched = captures.stop(live);
 
     let seen = Watched {
         play,
@@ -154,13 +154,20 @@ impl Captures {
         })
     }
 
-    fn stop(self) -> Recordings {
+    fn stop(self, live: &Live) -> Recordings {
+        let whole = |place: &str, capture: Capture| {
+            let recording = capture.stop();
+            if recording.dropped > 0 {
+                live.say(&format!("the capture {place} missed {} frames: they count as lost", recording.dropped));
+            }
+            recording
+        };
         Recordings {
-            client: self.client.stop(),
-            from: self.from.stop(),
-            to: self.to.stop(),
-            gateway_from: self.gateway_from.stop(),
-            gateway_to: self.gateway_to.stop(),
+            client: whole("at the client", self.client),
+            from: whole("on the source", self.from),
+            to: whole("on the destination", self.to),
+            gateway_from: whole("in the old LAN", self.gateway_from),
+            gateway_to: whole("in the new LAN", self.gateway_to),
         }
     }
 }
@@ -356,7 +363,18 @@ impl Watched<'_, '_> {
                 (source.iter().collect(), destination.iter().collect());
             let taps = [Tap { frames: &source, until: self.stopped }, Tap { frames: &destination, until: None }];
             let entered: Vec<&Frame> = gateway.frames.iter().collect();
-            lost_frames(&entered, &taps, mac, window).len() as u64
+            let lost = lost_frames(&entered, &taps, mac, window);
+            // Where it happened says which step was late.
+            for frame in lost.iter().take(10) {
+                let since = |moment: Nanos| (frame.at as f64 - moment as f64) / 1e6;
+                self.play.live.say(&format!(
+                    "lost a frame for {mac:02x?} that entered its LAN {:.2} ms after STOP, {:.2} ms after RESUME: {:?}",
+                    self.stopped.map_or(f64::NAN, since),
+                    since(self.resumed),
+                    frame.packet
+                ));
+            }
+            lost.len() as u64
         };
         lost(old, &self.recordings.gateway_from) + lost(new, &self.recordings.gateway_to)
     }
