@@ -1,6 +1,6 @@
 //! `lsm-guest run`: events to the machine, its orders to the kernel and the host. Decides nothing.
 
-use std::{collections::VecDeque, net::IpAddr, path::Path, time::Duration};
+use std::{cell::Cell, collections::VecDeque, net::IpAddr, path::Path, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     FromGuest, Mac, MigrationId, Millis, Refusal, Side, ToGuest,
@@ -27,6 +27,9 @@ use crate::{
 const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 /// Changes of subflows within this time are counted once: a dump is not made per event.
 const COALESCE: Duration = Duration::from_millis(5);
+/// So are those within this many times what the last count took: among many connections, counting takes at most a third
+/// of the agent's time while they join, and leaves the kernel to the joins.
+const COALESCE_COUNTS: u32 = 2;
 /// Ends of connections within this time are counted once: a busy server's are many.
 const CLOSURES: Duration = Duration::from_millis(100);
 /// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
@@ -53,9 +56,10 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
         probe: None,
         closures: None,
         forecast: Forecast::default(),
+        counting: Rc::default(),
     };
     daemon.set_up()?;
-    tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in));
+    tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
     tokio::spawn(vsock::listen(news_in.clone()));
     tokio::spawn(serial::serve(news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), calls_in.clone()));
@@ -110,8 +114,8 @@ fn now() -> Millis {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000 + t.tv_nsec() as u64 / 1_000_000)
 }
 
-async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>) {
-    let changed = std::rc::Rc::new(Notify::new());
+async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>, counting: Rc<Cell<Duration>>) {
+    let changed = Rc::new(Notify::new());
     let wake = changed.clone();
     let listen = async move {
         loop {
@@ -131,6 +135,8 @@ async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>)
                 return;
             }
             tokio::time::sleep(COALESCE).await;
+            // By now it has been counted: this runs on the thread that counts.
+            tokio::time::sleep(counting.get() * COALESCE_COUNTS).await;
         }
     };
     tokio::join!(listen, count);
@@ -159,6 +165,8 @@ struct Daemon {
     probe: Option<tokio::task::AbortHandle>,
     /// The watch for connections that end, while the old path is being left.
     closures: Option<tokio::task::AbortHandle>,
+    /// How long the last dump of the connections took.
+    counting: Rc<Cell<Duration>>,
     /// The last one made for a host, which asks for it page by page.
     forecast: Forecast,
 }
@@ -321,7 +329,10 @@ impl Daemon {
             Order::Count => {
                 let paths = self.record.paths?;
                 let flipped = matches!(self.record.guest, Guest::Switched(_) | Guest::Settling(_));
-                match self.kernel.diag.snapshot() {
+                let begun = std::time::Instant::now();
+                let snapshot = self.kernel.diag.snapshot();
+                self.counting.set(begun.elapsed());
+                match snapshot {
                     Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, flipped))),
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");

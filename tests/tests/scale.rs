@@ -1,0 +1,222 @@
+//! Many moves, and many connections: the agent between two namespaces of this machine's kernel, no VM. What moves is
+//! all that the agent sees of a migration: from one vNIC to the other, and back.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use lsm_tests::{
+    image::static_program,
+    netns::Netns,
+    shell::{Process, run, wait_for},
+    traffic::{ClientOptions, ClientProcess, Log},
+};
+use serde_json::Value;
+
+const TRAFFIC: &str = env!("CARGO_BIN_EXE_lsm-traffic");
+const CLIENT: &str = "10.9.0.1";
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Says why the test cannot run here; where everything is expected to run, that is a failure.
+fn skip() -> bool {
+    let why = if !nix::unistd::geteuid().is_root() {
+        "not root"
+    } else if !Path::new("/proc/sys/net/mptcp").exists() {
+        "this kernel has no MPTCP"
+    } else {
+        return false;
+    };
+    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{why}, and LSM_EXPECT_ALL is set");
+    eprintln!("skipped: {why}");
+    true
+}
+
+/// One of the places where the VM can be: its vNIC for that LAN, its address there, and the gateway.
+#[derive(Clone, Copy)]
+struct Lan {
+    vnic: &'static str,
+    mac: &'static str,
+    gateway: &'static str,
+    address: &'static str,
+}
+
+const A: Lan = Lan { vnic: "a", mac: "52:54:00:aa:00:01", gateway: "10.1.0.1", address: "10.1.0.7" };
+const B: Lan = Lan { vnic: "b", mac: "52:54:00:aa:00:02", gateway: "10.2.0.1", address: "10.2.0.7" };
+
+// Dropped in this order: programs before namespaces.
+struct Scene {
+    programs: Vec<Process>,
+    agent: Process,
+    program: PathBuf,
+    directory: PathBuf,
+    client: Netns,
+    vm: Netns,
+}
+
+impl Scene {
+    /// A VM in LAN A with the agent, and a client with one address, which is also the gateway of both LANs.
+    fn set(name: &str) -> Scene {
+        let unique = format!("scale{}-{name}", std::process::id());
+        let client = Netns::new(&format!("{unique}-c")).unwrap();
+        let vm = Netns::new(&format!("{unique}-v")).unwrap();
+        client.ip(&format!("address add {CLIENT}/32 dev lo")).unwrap();
+        for Lan { vnic, mac, gateway, .. } in [A, B] {
+            let lan = gateway.trim_end_matches(".1");
+            let there = vm.name();
+            client.ip(&format!("link add g{vnic} type veth peer name {vnic} address {mac} netns {there}")).unwrap();
+            client.ip(&format!("address add {gateway}/24 dev g{vnic}\nlink set dev g{vnic} up")).unwrap();
+            // With one address only, whichever way it goes; the same for whoever opens many connections.
+            client.ip(&format!("route replace {lan}.0/24 dev g{vnic} src {CLIENT}")).unwrap();
+        }
+        vm.ip(&format!("address add {}/24 dev a\nlink set dev a up\nroute add default via {}", A.address, A.gateway))
+            .unwrap();
+        client.ip("mptcp limits set subflows 8 add_addr_accepted 8").unwrap();
+        let program = static_program("lsm-guest", "lsm-guest").unwrap();
+        let directory = std::env::temp_dir().join(&unique);
+        fs::create_dir_all(&directory).unwrap();
+        let log = File::create(directory.join("log")).unwrap();
+        let mut command = vm.command(program.to_str().unwrap());
+        command.arg("--directory").arg(&directory).arg("run").stderr(log);
+        // The machine's own bus is no place for this agent.
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
+        let agent = Process::start("lsm-guest", &mut command).unwrap();
+        let scene = Scene { programs: Vec::new(), agent, program, directory, client, vm };
+        wait_for("the agent", LIMIT, || scene.directory.join("guest.sock").exists().then_some(())).unwrap();
+        scene
+    }
+
+    /// Traffic with the VM's present address, on ports that begin with `port`.
+    fn traffic(&mut self, port: u16, connections: u16, by_vm: u16, period: Duration) -> ClientProcess {
+        let mut serve = self.vm.command(TRAFFIC);
+        self.programs.push(
+            Process::start("lsm-traffic serve", serve.args(["serve", "--tcp", &port.to_string()])).unwrap(),
+        );
+        wait_for("the server to listen", LIMIT, || {
+            let ss = run(self.vm.command("ss").args(["-Hltn", &format!("sport = :{port}")])).unwrap();
+            (!ss.is_empty()).then_some(())
+        })
+        .unwrap();
+        let options = ClientOptions {
+            tcp: port,
+            udp: None,
+            connections,
+            listen: port + 1,
+            accept: by_vm,
+            plain: 0,
+            period,
+            probe: Duration::from_secs(3_600),
+            ..ClientOptions::new(A.address.parse().unwrap())
+        };
+        let mut client = ClientProcess::spawn(self.client.command(TRAFFIC), &options).unwrap();
+        if by_vm > 0 {
+            let mut open = self.vm.command(TRAFFIC);
+            open.args(["open", "--to", &format!("{CLIENT}:{}", port + 1), "--count", &by_vm.to_string()]);
+            self.programs.push(Process::start("lsm-traffic open", &mut open).unwrap());
+        }
+        client.ready(LIMIT).unwrap();
+        client
+    }
+
+    fn ask(&self, words: &str) -> Value {
+        let mut command = self.vm.command(self.program.to_str().unwrap());
+        command.arg("--directory").arg(&self.directory).args(words.split(' ')).arg("--json");
+        let text = run(&mut command).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap()
+    }
+
+    fn prepare(&self, old: Lan, new: Lan) -> Value {
+        let Lan { mac, address, gateway, .. } = new;
+        self.ask(&format!("prepare --old {} --new {mac} --address {address}/24 --gateway {gateway}", old.mac))
+    }
+
+    /// The flip and all that follows from it, until the old vNIC is the spare.
+    fn settle(&self) {
+        self.ask("switch --settle");
+        let idle = || (self.ask("status")["state"] == "idle").then_some(());
+        wait_for("the agent to settle", LIMIT, idle).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+
+    /// Whether an end that the VM's address has on the client's side is one of these.
+    fn client_subflows(&self, address: &str) -> usize {
+        let mut ss = self.client.command("ss");
+        run(ss.args(["-Htn", "state", "established", "dst", address])).unwrap().lines().count()
+    }
+
+    /// How many announced addresses each of the client's connections counts as taken, and how many connections do.
+    fn accepted(&self) -> Vec<(u32, usize)> {
+        let text = run(self.client.command("ss").args(["-HMniO"])).unwrap();
+        let mut counts = std::collections::BTreeMap::new();
+        for line in text.lines() {
+            let word = line.split(' ').find_map(|word| word.strip_prefix("add_addr_accepted:"));
+            *counts.entry(word.map_or(0, |number| number.parse().unwrap())).or_default() += 1;
+        }
+        counts.into_iter().collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.agent.stop();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
+}
+
+/// Every byte of every connection arrived.
+fn whole(log: &Log, connections: usize) {
+    assert_eq!((log.connections.len(), log.bytes_wrong()), (connections, 0));
+    for connection in &log.connections {
+        assert!(connection.is_whole(), "{}: {:?} {:?}", connection.id, connection.failed, connection.end);
+    }
+}
+
+#[test]
+fn busy_connections_survive_fifty_moves_in_a_row() {
+    const MOVES: usize = 50;
+    const CLIENTS: u16 = 16;
+    const VMS: u16 = 4;
+
+    if skip() {
+        return;
+    }
+    let mut scene = Scene::set("moves");
+    let mut traffic = scene.traffic(5001, CLIENTS, VMS, Duration::from_millis(5));
+    traffic.start().unwrap();
+    let connections = usize::from(CLIENTS + VMS);
+    let mut moved_at = now();
+    let (mut old, mut new) = (A, B);
+    let mut log = Log::default();
+    for count in 1..=MOVES {
+        let prepared = scene.prepare(old, new);
+        assert_eq!((&prepared["joined"], &prepared["waiting"]), (&connections.into(), &0.into()), "move {count}: {prepared}\n{:?}\n{}", scene.accepted(), scene.log());
+        scene.settle();
+        let failures = traffic.failures();
+        assert!(failures.is_empty(), "move {count}: {failures:?}\n{}", scene.log());
+        assert_eq!(scene.client_subflows(old.address), 0, "move {count}: the old address is left");
+        let part = traffic.take_log().unwrap();
+        let silent: Vec<_> = part.connections.iter().filter(|c| c.arrivals.is_empty()).map(|c| c.id).collect();
+        assert!(silent.is_empty(), "move {count}: connections {silent:?} are silent");
+        log.extend(part);
+        if count % 10 == 0 { println!("{count} moves; addresses accepted by the client: {:?}", scene.accepted()); }
+        moved_at = now();
+        (old, new) = (new, old);
+    }
+    wait_for("data both ways on every connection", LIMIT, || {
+        log.extend(traffic.take_log().unwrap());
+        log.connections.iter().all(|connection| connection.moved_data_after(moved_at)).then_some(())
+    })
+    .unwrap();
+    log.extend(traffic.stop().unwrap());
+    whole(&log, connections);
+}
