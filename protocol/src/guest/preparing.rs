@@ -2,7 +2,9 @@
 
 use alloc::{vec, vec::Vec};
 
-use super::{ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, Order, Prepared, Preparing, Stage, Step, undo};
+use super::{
+    ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, MANY, Order, Prepared, Preparing, Stage, Step, undo,
+};
 use crate::{Addressing, Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
 
 impl Preparing {
@@ -24,7 +26,7 @@ impl Preparing {
                 undo(self.plan, Some(why))
             }
             (Stage::Announcing, Event::Done(Step::Announce)) => {
-                self.stage = Stage::Joining { until: now + JOINS, announced: 1 };
+                self.stage = Stage::Joining { until: now + JOINS, announced: 1, joined: 0 };
                 (Guest::Preparing(self), vec![Order::Count])
             }
             (Stage::Joining { .. }, Event::SubflowsChanged | Event::Done(Step::Announce | Step::Reannounce)) => {
@@ -34,11 +36,19 @@ impl Preparing {
                 self.counts = counts;
                 if counts.waiting == 0 { self.joined(now) } else { (Guest::Preparing(self), vec![]) }
             }
-            (Stage::Joining { until, announced }, Event::Deadline) if now >= until => {
+            // Thousands take longer, and to announce it again would end what they have joined. Who is patient here waits for
+            // ever fewer: of those left, a fifth must have come each time.
+            (Stage::Joining { until, announced, joined }, Event::Deadline)
+                if now >= until && self.many_since(joined) =>
+            {
+                self.stage = Stage::Joining { until: now + JOINS, announced, joined: self.counts.joined };
+                (Guest::Preparing(self), vec![Order::Count])
+            }
+            (Stage::Joining { until, announced, .. }, Event::Deadline) if now >= until => {
                 if announced >= ANNOUNCEMENTS {
                     return self.joined(now); // with stragglers: they keep the old address
                 }
-                self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1 };
+                self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1, joined: 0 };
                 (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
             }
             (Stage::Raising, Event::Failed(Step::RaisePath, why))
@@ -92,6 +102,11 @@ impl Preparing {
         }
     }
 
+    fn many_since(&self, joined: u32) -> bool {
+        let since = self.counts.joined.saturating_sub(joined);
+        since >= MANY && since >= self.counts.waiting / 4
+    }
+
     fn joined(self, now: Millis) -> (Guest, Vec<Order>) {
         let Preparing { plan, arrival, counts, .. } = self;
         let lease = (arrival == Arrival::No).then_some(now + plan.lease);
@@ -102,6 +117,48 @@ impl Preparing {
         } else {
             let (state, orders) = state.switch(now, arrival);
             (state, [orders, vec![Order::Learn]].concat())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::*;
+    use crate::{Counts, Mac, MigrationId};
+
+    #[test]
+    fn nothing_is_announced_again_while_many_are_joining() {
+        let plan = Prepare {
+            migration: MigrationId([1; 16]),
+            old: Mac([2; 6]),
+            new: Mac([3; 6]),
+            lan: String::new(),
+            addressing: Addressing::Slaac,
+            mtu: 1500,
+            arrived: false,
+            drain: Drain::UntilIdle,
+            lease: 60_000,
+        };
+        let counts = Counts::default();
+        let stage = Stage::Joining { until: JOINS, announced: 1, joined: 0 };
+        let mut state = Guest::Preparing(Preparing { plan, stage, arrival: Arrival::No, counts });
+        let mut now = 0;
+        // Joined of 10,000 when the time is over; what is ordered then.
+        for (joined, order) in [
+            (4_000, Order::Count),
+            (6_000, Order::Count),
+            (9_000, Order::Count),
+            (9_001, Order::Do(Step::Reannounce)), // 999 are left, and one has come
+        ] {
+            now += JOINS;
+            let counts = Counts { joined, waiting: 10_000 - joined, ..Counts::default() };
+            let (counted, orders) = state.handle(now, Event::Counted(counts));
+            assert_eq!(orders, [], "{joined}");
+            let (next, orders) = counted.handle(now, Event::Deadline);
+            assert_eq!(orders, [order], "{joined}");
+            state = next;
         }
     }
 }
