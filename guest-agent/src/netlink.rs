@@ -290,4 +290,46 @@ mod tests {
         lies.extend_from_slice(&[0xff; 40]);
         assert!(acknowledged(Received { kind, flags: 0x200, sequence: 0, payload: &lies }).is_err());
     }
+
+    /// A channel to somebody who is not the kernel, and answers each request with the next of these datagrams.
+    fn answered(answers: Vec<Vec<u8>>) -> (Channel, std::thread::JoinHandle<()>) {
+        let mut theirs = Socket::new(libc::NETLINK_USERSOCK as isize).unwrap();
+        let there = theirs.bind_auto().unwrap();
+        let mut ours = Socket::new(libc::NETLINK_USERSOCK as isize).unwrap();
+        let here = ours.bind_auto().unwrap();
+        ours.connect(&there).unwrap();
+        let answering = std::thread::spawn(move || {
+            for answer in answers {
+                let mut request = Vec::new();
+                receive(&theirs, &mut request).unwrap();
+                theirs.send_to(&answer, &here, 0).unwrap();
+            }
+        });
+        (Channel { socket: ours, sequence: 0, buffer: Vec::new() }, answering)
+    }
+
+    /// What a dump number `sequence` gives: one row each for `rows`, flagged, then the end.
+    fn dumped(sequence: u32, rows: &[u8], flags: i32) -> Vec<u8> {
+        let row = |kind: u16, flags: i32, payload: &[u8]| Message::new(kind, flags).raw(payload).seal(sequence);
+        let rows = rows.iter().flat_map(|value| row(77, libc::NLM_F_MULTI | flags, &[*value; 4]));
+        rows.chain(row(libc::NLMSG_DONE as u16, libc::NLM_F_MULTI, &[0; 4])).collect()
+    }
+
+    #[test]
+    fn a_dump_that_was_disturbed_is_asked_again_and_nothing_of_it_is_kept() {
+        let disturbed = dumped(1, &[1, 2], libc::NLM_F_DUMP_INTR);
+        let (mut channel, answering) = answered(vec![disturbed, dumped(2, &[2, 3], 0)]);
+        let found = channel.dump(Message::new(77, 0), |payload| payload.first().copied()).unwrap();
+        assert_eq!(found, [2, 3]);
+        answering.join().unwrap();
+    }
+
+    #[test]
+    fn a_dump_that_is_always_disturbed_is_an_error() {
+        let answers = (1..=DUMP_ATTEMPTS).map(|sequence| dumped(sequence, &[1], libc::NLM_F_DUMP_INTR)).collect();
+        let (mut channel, answering) = answered(answers);
+        let error = channel.dump(Message::new(77, 0), |payload| payload.first().copied()).unwrap_err();
+        assert!(matches!(error, Cause::Unsettled), "{error}");
+        answering.join().unwrap();
+    }
 }

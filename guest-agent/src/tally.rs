@@ -43,8 +43,7 @@ impl Tally {
             if on_new.is_none() && on(connection, old).next().is_none() {
                 continue; // loopback, or an address that LSM does not manage
             }
-            let now =
-                Carried { old: on(connection, old).map(carried).sum(), new: on(connection, new).map(carried).sum() };
+            let now = Carried { old: sum(on(connection, old)), new: sum(on(connection, new)) };
             seen.insert(connection.token, now);
             let shown = on_new.or_else(|| on(connection, old).next());
             self.outcomes.extend(shown.map(|subflow| Outcome {
@@ -89,5 +88,79 @@ fn on(connection: &Connection, address: IpAddr) -> impl Iterator<Item = &Subflow
 }
 
 fn carried(subflow: &Subflow) -> u64 {
-    subflow.bytes_acked + subflow.bytes_received
+    subflow.bytes_acked.saturating_add(subflow.bytes_received)
+}
+
+fn sum<'a>(subflows: impl Iterator<Item = &'a Subflow>) -> u64 {
+    subflows.map(carried).fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{record::Plugged, routing::Exit};
+
+    fn paths() -> Paths {
+        let plugged = |address: &str| {
+            let source = address.parse().unwrap();
+            Plugged { mac: lsm_protocol::Mac([2; 6]), exit: Exit { ifindex: 1, source, prefix: 24, gateway: source } }
+        };
+        Paths { old: plugged("10.1.0.7"), new: plugged("10.2.0.7"), old_covered: true }
+    }
+
+    fn subflow(local: &str, carried: u64) -> Subflow {
+        Subflow {
+            local: local.parse().unwrap(),
+            remote: "10.9.0.1:4000".parse().unwrap(),
+            established: true,
+            initial: local.starts_with("10.1."),
+            opened_by_us: false,
+            backup: false,
+            backup_by_peer: false,
+            local_id: 0,
+            remote_id: 0,
+            rtt_us: u32::MAX,
+            unacked: u32::MAX,
+            bytes_acked: carried,
+            bytes_received: carried,
+            unsent: u32::MAX,
+            inode: 1,
+        }
+    }
+
+    fn snapshot(carried: &[(u32, u64, Option<u64>)]) -> Snapshot {
+        let connections = carried.iter().map(|&(token, old, new)| {
+            let new = new.map(|bytes| subflow("10.2.0.7:80", bytes));
+            let subflows = [subflow("10.1.0.7:80", old)].into_iter().chain(new).collect();
+            Connection { token, opened_by_us: Some(false), full: false, subflows }
+        });
+        Snapshot { connections: connections.collect(), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn connections_vanish_between_two_counts_and_their_tokens_come_again() {
+        let (mut tally, paths) = (Tally::default(), paths());
+        let before = tally.count(&snapshot(&[(1, 10, Some(0)), (2, 10, Some(0)), (3, 10, None)]), &paths, false);
+        assert_eq!((before.joined, before.waiting, before.moved), (2, 1, 0));
+        // The second and the third are gone.
+        let after = tally.count(&snapshot(&[(1, 10, Some(5))]), &paths, true);
+        assert_eq!((after.joined, after.waiting, after.moved), (1, 0, 1));
+        assert_eq!(tally.outcomes().count(), 1);
+        // The second's token names another connection, which has carried nothing on the new path.
+        let later = tally.count(&snapshot(&[(1, 10, Some(9)), (2, 0, Some(0))]), &paths, true);
+        assert_eq!((later.joined, later.moved), (2, 1));
+        let none = tally.count(&Snapshot::default(), &paths, true);
+        assert_eq!(none, Counts::default());
+        assert_eq!(tally.outcomes().count(), 0);
+    }
+
+    #[test]
+    fn tokens_and_counters_at_the_edge_of_their_fields_are_counted() {
+        let (mut tally, paths) = (Tally::default(), paths());
+        let most = snapshot(&[(0, u64::MAX, Some(u64::MAX)), (u32::MAX, u64::MAX, Some(0))]);
+        assert_eq!(tally.count(&most, &paths, false).joined, 2);
+        let counts = tally.count(&snapshot(&[(0, 0, Some(0)), (u32::MAX, u64::MAX, Some(u64::MAX))]), &paths, true);
+        // What the first carried is less than it was: no proof that it moved.
+        assert_eq!((counts.joined, counts.moved), (2, 1));
+    }
 }
