@@ -194,30 +194,24 @@ fn whole(log: &Log, connections: usize) {
     }
 }
 
-#[test]
-fn busy_connections_survive_fifty_moves_in_a_row() {
-    const MOVES: usize = 50;
-    const CONNECTIONS: u16 = 20;
-
+/// The same busy connections moved again and again; every byte is checked.
+fn again_and_again(name: &str, moves: usize, by_clients: u16, by_vm: u16) {
     if skip() {
         return;
     }
-    let mut scene = Scene::set("moves");
-    let mut traffic = scene.traffic(5001, CONNECTIONS, 0, Duration::from_millis(5));
+    let mut scene = Scene::set(name);
+    let mut traffic = scene.traffic(5001, by_clients, by_vm, Duration::from_millis(5));
     traffic.start().unwrap();
-    let connections = usize::from(CONNECTIONS);
+    let connections = usize::from(by_clients + by_vm);
     let mut moved_at = now();
     let (mut old, mut new) = (A, B);
     let mut log = Log::default();
-    for count in 1..=MOVES {
+    for count in 1..=moves {
         let prepared = scene.prepare(old, new);
-        assert_eq!(
-            (&prepared["joined"], &prepared["waiting"]),
-            (&connections.into(), &0.into()),
-            "move {count}: {prepared}\n{:?}\n{}",
-            scene.accepted(),
-            scene.log()
-        );
+        println!("move {count}: {} joined beforehand, {} did not", prepared["joined"], prepared["waiting"]);
+        if by_vm == 0 {
+            assert_eq!(prepared["joined"], connections, "move {count}: {prepared}\n{}", scene.log());
+        }
         scene.settle();
         let failures = traffic.failures();
         assert!(failures.is_empty(), "move {count}: {failures:?}\n{}", scene.log());
@@ -228,7 +222,7 @@ fn busy_connections_survive_fifty_moves_in_a_row() {
         log.extend(part);
         // A peer takes eight addresses at most: one that it goes on counting after it was withdrawn is missing later.
         let accepted = scene.accepted();
-        assert!(accepted.iter().all(|(count, _)| *count <= 1), "move {count}: {accepted:?}");
+        assert!(by_vm > 0 || accepted.iter().all(|(count, _)| *count <= 1), "move {count}: {accepted:?}");
         moved_at = now();
         (old, new) = (new, old);
     }
@@ -239,6 +233,18 @@ fn busy_connections_survive_fifty_moves_in_a_row() {
     .unwrap();
     log.extend(traffic.stop().unwrap());
     whole(&log, connections);
+}
+
+#[test]
+fn busy_connections_survive_fifty_moves_in_a_row() {
+    again_and_again("moves", 50, 20, 0);
+}
+
+/// What the VM opened itself cannot always join beforehand: kernels (6.18) go on counting a withdrawn endpoint that it
+/// joined from. It is invited after the flip then, and the old path stays for it until it has joined.
+#[test]
+fn connections_that_the_vm_opened_survive_moves_in_a_row() {
+    again_and_again("both", 8, 8, 4);
 }
 
 /// Connections of which most are idle, moved to the other LAN and back.
