@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use lsm_protocol::{Refusal, Side};
 
 use crate::{
+    connections::{Connection, Snapshot},
     invitation::{self, Doors},
     kernel::Kernel,
     mptcp::{Endpoint, Flags, Which},
@@ -41,9 +42,32 @@ pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal>
 }
 
 /// Announces it again to those who did not join: under a fresh id, since a peer takes no address twice.
+///
+/// What the VM opened joins by itself, but not for ever: a withdrawn endpoint with both flags goes on counting against the
+/// connections that joined from it (6.18: mptcp_pm_remove_anno_addr marks the id as free, __mark_subflow_endp_available
+/// then finds nothing to give back), and from the fourth move on there was no count left. Their peers can still join us,
+/// where the kernel listens for them: it takes a port.
 pub(crate) fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+    let paths = paths(record)?;
+    let (old, new) = (paths.old.exit.source, paths.new.exit.source);
+    let left = able_and_left(&kernel.diag.snapshot().map_err(refuse)?, old, new);
     withdraw(kernel, record, Side::New)?;
-    announce(kernel, record)
+    announce(kernel, record)?;
+    if left > 0 {
+        tracing::info!(
+            connections = left,
+            "moved before or opened here, and not joined; announcing with a port for their peers"
+        );
+        invitation::open(kernel, record, &paths.new)?;
+    }
+    Ok(())
+}
+
+/// Those who have not joined, but for those who clients opened and who never moved: their clients may take no address.
+fn able_and_left(snapshot: &Snapshot, old: IpAddr, new: IpAddr) -> usize {
+    let on = |c: &Connection, address| c.subflows.iter().any(|s| s.established && s.local.ip() == address);
+    let left = |c: &&Connection| c.opened_by_us != Some(false) && on(c, old) && !on(c, new);
+    snapshot.connections.iter().filter(left).count()
 }
 
 /// The flip: both priorities in one write.
