@@ -118,12 +118,14 @@ fn main() -> ExitCode {
         ],
     };
     let several = runs.len() > 1;
+    let moves = arguments.moves as usize;
     let (mut outcomes, mut good) = (Vec::new(), true);
     for (mode, switch) in runs {
         let options = DemoOptions {
             mode,
             switch: switch.into(),
-            moves: arguments.moves as usize,
+            // There only, each time: as many as the others go there.
+            moves: if several && mode == demo::Mode::TunnelOnly { moves.div_ceil(2) } else { moves },
             connections: arguments.connections,
             period: Duration::from_millis(arguments.period.max(1)),
             client_buffer: arguments.client_buffer,
