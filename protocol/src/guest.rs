@@ -10,9 +10,13 @@
 //!   +------------------------------- old address released ------------------------------------ Settling
 //! ```
 //!
+//! Programs in the VM may hold the step from Preparing to Prepared back for a while ([`HOLD`]); an arrival does not wait
+//! for them.
+//!
 //! The point of no return is the old endpoint's withdrawal, in [`Settling`]: it is ordered only when the VM is surely at
 //! the destination and each connection has a subflow on the new address (or the drain policy's time is over).
 
+pub mod holds;
 mod preparing;
 mod settling;
 mod switched;
@@ -46,6 +50,10 @@ pub const RECOUNT: Millis = 50;
 pub const RECOUNT_MAX: Millis = 1_000;
 /// After the flip, whoever has not joined is invited this often, each time after twice as long, up to [`INVITE_MAX`].
 pub const INVITE: Millis = 2_000;
+/// So long after its beginning programs in the VM may hold a preparation's answer back, however many they are. With it the
+/// answer comes before the destination stops waiting (`prepare_wait_ms`, 5 s unless set) and the source takes the guest
+/// for silent.
+pub const HOLD: Millis = 4_000;
 /// An invitation costs every connection a subflow (110 us, both ends together): once in five minutes does no harm.
 pub const INVITE_MAX: Millis = 5 * 60_000;
 
@@ -75,6 +83,20 @@ pub enum Step {
     ReleaseOld,
 }
 
+/// What programs in the VM, and the operator's scripts, are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Notice {
+    /// A preparation begins; it may be held back for a while.
+    Preparing,
+    /// The traffic is on this side's path. `sure`: the VM is at its new site for certain, which nothing takes back but an
+    /// operator. Said at an early flip without, and again with it.
+    Switched { to: Side, sure: bool },
+    /// The old path is left.
+    Settled,
+    /// Everything is as it was before [`Notice::Preparing`].
+    Aborted,
+}
+
 /// What the shell is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -85,6 +107,8 @@ pub enum Order {
     Learn,
     /// Say this to the host (and whoever listens on D-Bus).
     Reply(FromGuest),
+    /// Tell the VM.
+    Notify(Notice),
 }
 
 /// What happened.
@@ -100,6 +124,9 @@ pub enum Event {
     TransportReset,
     /// The time of [`Guest::deadline`] has come.
     Deadline,
+    /// Programs in the VM hold the preparation's answer back until then, as far as [`HOLD`] lets them; a time that is over:
+    /// none does.
+    Held { until: Millis },
     /// The agent was started and found this state on disk.
     Restarted,
 }
@@ -136,6 +163,10 @@ pub enum Stage {
         announced: u8,
         joined: u32,
     },
+    /// All is ready, but for programs in the VM that hold the answer back.
+    Held {
+        until: Millis,
+    },
 }
 
 /// On the way to [`Prepared`].
@@ -145,6 +176,12 @@ pub struct Preparing {
     pub stage: Stage,
     pub arrival: Arrival,
     pub counts: Counts,
+    /// Programs in the VM hold the answer back until then.
+    #[serde(default)]
+    pub held: Option<Millis>,
+    /// After this nobody does.
+    #[serde(default)]
+    pub held_most: Millis,
 }
 
 /// The new path stands and the clients have joined, as backup.
@@ -155,6 +192,15 @@ pub struct Prepared {
     pub arrival: Arrival,
     /// Before arrival: when the silence of the host has lasted too long.
     pub lease: Option<Millis>,
+}
+
+/// What the VM has been told of the switch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Told {
+    #[default]
+    Nothing,
+    Flipped,
+    Sure,
 }
 
 /// The new path is preferred.
@@ -179,6 +225,9 @@ pub struct Switched {
     pub cut: Option<Millis>,
     /// Those who have not joined, if any.
     pub stragglers: Option<Stragglers>,
+    /// What the VM has been told.
+    #[serde(default)]
+    pub told: Told,
 }
 
 /// How those who have not joined are asked to.
@@ -278,7 +327,7 @@ impl Guest {
                 let status = FromGuest::Status(state.status());
                 (state, vec![Order::Reply(status)])
             }
-            (state, Event::Told(told)) if told.migration() != state.migration() => state.handle_foreign(told),
+            (state, Event::Told(told)) if told.migration() != state.migration() => state.handle_foreign(now, told),
 
             // ---- Preparing
             (Guest::Preparing(s), event) => s.handle(now, event),
@@ -342,7 +391,8 @@ impl Guest {
                     Some(why) => FromGuest::Refused { migration, why },
                     None => FromGuest::Aborted { migration },
                 };
-                (Guest::Idle { last: Some(Ended::Aborted(migration)) }, vec![Order::Reply(reply)])
+                let orders = vec![Order::Reply(reply), Order::Notify(Notice::Aborted)];
+                (Guest::Idle { last: Some(Ended::Aborted(migration)) }, orders)
             }
 
             // ---- late, repeated, or of no consequence here
@@ -358,7 +408,7 @@ impl Guest {
 
     /// A message about another migration than the one under way: each gets its answer, none changes anything but a
     /// `Prepare` that finds the guest idle.
-    fn handle_foreign(self, told: ToGuest) -> (Guest, Vec<Order>) {
+    fn handle_foreign(self, now: Millis, told: ToGuest) -> (Guest, Vec<Order>) {
         let refuse = |migration, why| vec![Order::Reply(FromGuest::Refused { migration, why })];
         match (self, told) {
             (state @ Guest::Idle { .. }, ToGuest::Prepare(plan)) => {
@@ -371,8 +421,15 @@ impl Guest {
                     return (state, refuse(plan.migration, why));
                 }
                 let arrival = if plan.arrived { Arrival::Sure } else { Arrival::No };
-                let state = Preparing { plan, stage: Stage::Raising, arrival, counts: Counts::default() };
-                (Guest::Preparing(state), vec![Order::Do(Step::RaisePath)])
+                let state = Preparing {
+                    plan,
+                    stage: Stage::Raising,
+                    arrival,
+                    counts: Counts::default(),
+                    held: None,
+                    held_most: now + HOLD,
+                };
+                (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(Step::RaisePath)])
             }
             (state, ToGuest::Prepare(plan)) => {
                 let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
@@ -402,6 +459,7 @@ impl Guest {
             Guest::Preparing(s) => match s.stage {
                 Stage::Probing { until } => (until, "an answer from the new LAN's gateway"),
                 Stage::Joining { until, .. } => (until, "joins on the new address"),
+                Stage::Held { until } => (until, "programs in the VM to let the move go on"),
                 Stage::Raising | Stage::Announcing => return None,
             },
             Guest::Prepared(s) => (s.lease?, "a word from the host"),

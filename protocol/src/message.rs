@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release, Forecast, Settle
-//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast
+//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved
 //! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
 //! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen
 //! ```
@@ -191,6 +191,9 @@ pub enum FromGuest {
     Aborted { migration: MigrationId },
     Status(GuestStatus),
     Forecast(Forecast),
+    /// The VM is at its new site, and its traffic went from this address to that one. Comes with every answer about the
+    /// switch from then on, to hosts that may have missed it.
+    Moved { migration: MigrationId, from: IpAddr, to: IpAddr },
 }
 
 /// A domain's UUID.

@@ -57,6 +57,16 @@ impl Preparing {
             | (Stage::Joining { .. }, Event::Failed(Step::Announce | Step::Reannounce, why)) => {
                 undo(self.plan, Some(why))
             }
+            (stage, Event::Held { until }) => {
+                self.held = Some(until.min(self.held_most)).filter(|at| now < *at);
+                if matches!(stage, Stage::Held { .. }) { self.joined(now) } else { (Guest::Preparing(self), vec![]) }
+            }
+            (Stage::Held { until }, Event::Deadline) if now >= until => self.joined(now),
+            (Stage::Held { .. }, Event::SubflowsChanged) => (Guest::Preparing(self), vec![Order::Count]),
+            (Stage::Held { .. }, Event::Counted(counts)) => {
+                self.counts = counts;
+                (Guest::Preparing(self), vec![])
+            }
             (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None),
             (_, Event::Told(ToGuest::Prepare(Prepare { arrived: false, .. }) | ToGuest::KeepAlive { .. })) => {
                 // The source still speaks: its service was restarted, and what we took for the arrival was that.
@@ -66,17 +76,15 @@ impl Preparing {
                 (Guest::Preparing(self), vec![])
             }
             (_, Event::Told(ToGuest::Arrived { .. } | ToGuest::Prepare(_))) => {
-                self.arrival = Arrival::Sure;
-                (Guest::Preparing(self), vec![])
+                self.arrive(now, Arrival::Sure)
             }
             (_, Event::Told(ToGuest::Release { .. })) => {
-                self.arrival = Arrival::Sure;
                 self.plan.drain = Drain::For(0);
-                (Guest::Preparing(self), vec![])
+                self.arrive(now, Arrival::Sure)
             }
             (_, Event::TransportReset) => {
-                self.arrival = self.arrival.max(Arrival::Guessed);
-                (Guest::Preparing(self), vec![])
+                let arrival = self.arrival.max(Arrival::Guessed);
+                self.arrive(now, arrival)
             }
             (_, Event::Told(ToGuest::Settle { migration, .. })) => {
                 let why = Refusal::NotPrepared;
@@ -86,7 +94,13 @@ impl Preparing {
                 let why = Refusal::NotPrepared;
                 (Guest::Preparing(self), vec![Order::Reply(FromGuest::Refused { migration, why })])
             }
+            // Whoever held it back did so by a connection that went with the agent.
+            (Stage::Held { .. }, Event::Restarted) => {
+                self.held = None;
+                self.joined(now)
+            }
             (stage, Event::Restarted) => {
+                self.held = None;
                 let step = match stage {
                     Stage::Raising => Step::RaisePath,
                     Stage::Probing { .. } => {
@@ -94,7 +108,7 @@ impl Preparing {
                         Step::ProbeGateway
                     }
                     // Joining too: the agent may have died between the halves of a reannouncement.
-                    Stage::Announcing | Stage::Joining { .. } => Step::Announce,
+                    Stage::Announcing | Stage::Joining { .. } | Stage::Held { .. } => Step::Announce,
                 };
                 (Guest::Preparing(self), vec![Order::Do(step)])
             }
@@ -107,7 +121,17 @@ impl Preparing {
         since >= MANY && since >= self.counts.waiting / 4
     }
 
-    fn joined(self, now: Millis) -> (Guest, Vec<Order>) {
+    /// Nobody holds a move back that has happened.
+    fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
+        self.arrival = arrival;
+        if matches!(self.stage, Stage::Held { .. }) { self.joined(now) } else { (Guest::Preparing(self), vec![]) }
+    }
+
+    fn joined(mut self, now: Millis) -> (Guest, Vec<Order>) {
+        if let (Arrival::No, Some(until)) = (self.arrival, self.held.filter(|at| now < *at)) {
+            self.stage = Stage::Held { until };
+            return (Guest::Preparing(self), vec![]);
+        }
         let Preparing { plan, arrival, counts, .. } = self;
         let lease = (arrival == Arrival::No).then_some(now + plan.lease);
         let state = Prepared { plan, counts, arrival, lease };

@@ -3,7 +3,7 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    Ended, Event, Guest, Leaving, Order, RECOUNT_MAX, Settling, Step, TRIES, later,
+    Ended, Event, Guest, Leaving, Notice, Order, RECOUNT_MAX, Settling, Step, TRIES, later,
     switched::{held, without_end},
 };
 use crate::{Drain, FromGuest, Millis, Refusal, Side, ToGuest};
@@ -64,8 +64,8 @@ impl Settling {
             (Leaving::Holding { .. }, Event::SubflowsChanged) => (Guest::Settling(self), vec![Order::Count]),
             (Leaving::Releasing, Event::Done(Step::ReleaseOld) | Event::Failed(Step::ReleaseOld, _)) => {
                 let migration = self.plan.migration;
-                let reply = Order::Reply(FromGuest::Settled { migration });
-                (Guest::Idle { last: Some(Ended::Settled(migration)) }, vec![reply])
+                let orders = vec![Order::Reply(FromGuest::Settled { migration }), Order::Notify(Notice::Settled)];
+                (Guest::Idle { last: Some(Ended::Settled(migration)) }, orders)
             }
             (_, Event::Told(ToGuest::Arrived { migration } | ToGuest::Switch { migration, to: Side::New })) => {
                 let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };

@@ -3,8 +3,8 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY,
-    Settling, Step, Stragglers, Switched, Undoing,
+    Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Notice, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY,
+    Settling, Step, Stragglers, Switched, Told, Undoing,
 };
 use crate::{Counts, Drain, FromGuest, MigrationId, Millis, Refusal, Side, ToGuest};
 
@@ -26,6 +26,7 @@ impl Prepared {
             proving: false,
             cut: None,
             stragglers: None,
+            told: Told::Nothing,
             plan: self.plan,
         };
         (Guest::Switched(state.cut_from(now)), vec![Order::Do(Step::Prefer(Side::New))])
@@ -33,7 +34,29 @@ impl Prepared {
 }
 
 impl Switched {
-    pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+    pub(super) fn handle(self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+        let (mut state, mut orders) = self.step(now, event);
+        if let Guest::Switched(s) = &mut state {
+            orders.extend(s.tell());
+        }
+        (state, orders)
+    }
+
+    /// What the VM has not been told yet: of the flip, and then that it will stay.
+    fn tell(&mut self) -> Option<Order> {
+        let told = match (self.confirmed, self.arrival) {
+            (false, _) => Told::Nothing,
+            (true, Arrival::Sure) if self.stands() => Told::Sure,
+            (true, _) => Told::Flipped,
+        };
+        if told <= self.told {
+            return None;
+        }
+        self.told = told;
+        Some(Order::Notify(Notice::Switched { to: Side::New, sure: told == Told::Sure }))
+    }
+
+    fn step(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
         match event {
             Event::Done(Step::Prefer(Side::New)) => {
                 self.confirmed = true;
@@ -136,7 +159,12 @@ impl Switched {
                 let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
                 let lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
                 let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease };
-                (Guest::Prepared(state), vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)])
+                let mut orders = vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)];
+                if self.told > Told::Nothing {
+                    let sure = self.told == Told::Sure;
+                    orders.push(Order::Notify(Notice::Switched { to: Side::Old, sure }));
+                }
+                (Guest::Prepared(state), orders)
             }
             Event::Told(ToGuest::Abort { .. }) if self.arrival < Arrival::Sure => self.undo(now),
             Event::Told(ToGuest::Abort { migration }) => {

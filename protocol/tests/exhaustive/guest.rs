@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     Drain, FromGuest, Join, Millis, Prepare, Refusal, Side, ToGuest,
-    guest::{Arrival, Ended, Event, Guest, Leaving, Order, Step},
+    guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Step},
 };
 
 use crate::world::{
@@ -131,7 +131,10 @@ impl InGuest {
             }
             Some(Order::Count) => self.events.push_back(Event::Counted(self.kernel.count(&self.truth, moved))),
             Some(Order::Reply(reply)) => self.replies.push(reply),
-            Some(Order::Learn) | None => {}
+            Some(Order::Notify(Notice::Switched { sure: true, .. })) if !self.truth.there => {
+                return Err("tells the world of a move that has not happened".to_owned());
+            }
+            Some(Order::Notify(_) | Order::Learn) | None => {}
         }
         self.saved();
         Ok(self)
@@ -190,6 +193,9 @@ impl InGuest {
             events.push(Event::Told(ToGuest::Prepare(Prepare { migration, ..self.plan(false) })));
             events.push(Event::Told(ToGuest::Abort { migration }));
             events.push(Event::Told(ToGuest::Arrived { migration }));
+        }
+        if matches!(self.machine, Guest::Preparing(_)) {
+            events.extend([Event::Held { until: self.now + HOLD }, Event::Held { until: self.now }]);
         }
         events.extend([Event::SubflowsChanged, Event::TransportReset]);
         events
@@ -256,7 +262,7 @@ impl Node for InGuest {
         if let Some(order) = self.orders.front() {
             add(format!("{order:?}"), self.clone().perform(true, true));
             match order {
-                Order::Do(Step::ProbeGateway) | Order::Reply(_) | Order::Learn => {}
+                Order::Do(Step::ProbeGateway) | Order::Reply(_) | Order::Notify(_) | Order::Learn => {}
                 Order::Do(step) => add(format!("{step:?} fails"), self.clone().perform(false, false)),
                 Order::Count => add("Count finds none moved".to_owned(), self.clone().perform(true, false)),
             }
@@ -343,18 +349,30 @@ fn noticed(handle: Handle, promise: &str) {
     assert!(story.contains(promise), "{story}");
 }
 
+/// Takes a reset of the transport for the destination's word.
+fn credulous(machine: Guest, now: Millis, event: Event) -> (Guest, Vec<Order>) {
+    let event = match event {
+        Event::TransportReset => Event::Told(ToGuest::Arrived { migration: OURS }),
+        event => event,
+    };
+    machine.handle(now, event)
+}
+
 #[test]
 fn a_withdrawal_on_a_guess_is_noticed() {
     noticed(
         |machine, now, event| {
-            let event = match event {
-                Event::TransportReset => Event::Told(ToGuest::Arrived { migration: OURS }),
-                event => event,
-            };
-            machine.handle(now, event)
+            let (state, mut orders) = credulous(machine, now, event);
+            orders.retain(|order| !matches!(order, Order::Notify(_)));
+            (state, orders)
         },
         "gives up the old path while the VM is at the source",
     );
+}
+
+#[test]
+fn a_tale_told_on_a_guess_is_noticed() {
+    noticed(credulous, "tells the world of a move that has not happened");
 }
 
 #[test]

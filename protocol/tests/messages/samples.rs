@@ -112,6 +112,8 @@ pub fn from_guest() -> Vec<(String, FromGuest)> {
     all.push(("Forecast".to_owned(), FromGuest::Forecast(forecast())));
     let nothing = Forecast { datagrams: None, ..Forecast::default() };
     all.push(("Forecast, of nothing".to_owned(), FromGuest::Forecast(nothing)));
+    let [from, to] = [7, 9].map(|last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
+    all.push(("Moved".to_owned(), FromGuest::Moved { migration, from, to }));
     let refused = |(name, why)| (format!("Refused: {name}"), FromGuest::Refused { migration, why });
     all.extend(refusals().into_iter().map(refused));
     all

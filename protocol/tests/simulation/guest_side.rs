@@ -141,7 +141,7 @@ impl Run {
                 self.log.push(format!("       guest: {event:?}"));
                 Ok(Some(event))
             }
-            Order::Learn => Ok(None),
+            Order::Learn | Order::Notify(_) => Ok(None),
             Order::Count if !works => Ok(None), // the dump failed
             Order::Count => {
                 let moved = self.healthy || self.chance.in_thousand(600);

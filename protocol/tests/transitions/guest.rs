@@ -5,7 +5,7 @@ use lsm_protocol::{
 
 use crate::{
     Machine, Row, table,
-    world::{FOREIGN, OURS, golden, offer},
+    world::{FOREIGN, OURS, START, golden, offer},
 };
 
 impl Machine for Guest {
@@ -72,6 +72,7 @@ fn events() -> Vec<Event> {
     events.extend(steps.map(|step| Event::Failed(step, Refusal::PathManager("no".to_owned()))));
     events.extend([ALL, ONE, MOVED, LEGACY].map(Event::Counted));
     events.extend([Event::SubflowsChanged, Event::TransportReset, Event::Deadline, Event::Restarted]);
+    events.extend([START + 2_000, 0].map(|until| Event::Held { until }));
     events
 }
 
@@ -81,6 +82,7 @@ fn rows() -> Vec<Row<Guest>> {
     let probing = vec![prepare.clone(), Event::Done(Step::RaisePath)];
     let announcing = [probing.clone(), vec![Event::Done(Step::ProbeGateway)]].concat();
     let joining = [announcing.clone(), vec![Event::Done(Step::Announce)]].concat();
+    let held = [joining.clone(), vec![Event::Held { until: START + 60_000 }]].concat();
     let prepared = [joining.clone(), vec![Event::Counted(ALL)]].concat();
     let early = [prepared.clone(), vec![Event::Told(ToGuest::Switch { migration, to: Side::New })]].concat();
     let confirmed = [early.clone(), vec![Event::Done(Step::Prefer(Side::New))]].concat();
@@ -108,6 +110,7 @@ fn rows() -> Vec<Row<Guest>> {
         row("announcing", announcing),
         row("joining", joining.clone()),
         row("joining, announced again", [joining, vec![Event::Counted(ONE), Event::Deadline]].concat()),
+        row("held back by programs in the VM", [held, vec![Event::Counted(ALL)]].concat()),
         row("prepared", prepared),
         row("switched early, the kernel not yet", early),
         row("switched early", confirmed),

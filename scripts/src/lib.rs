@@ -1,0 +1,83 @@
+//! The operator's executables in a directory: who may have written them, run one after the other in order of name, each
+//! with a deadline.
+
+mod fitness;
+mod process;
+
+use std::{fmt, path::Path, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A script that takes longer is killed, with all of its process group.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What became of a script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Its exit status.
+    Exited(i32),
+    /// The signal that ended it.
+    Killed(i32),
+    /// It was killed at the deadline.
+    TooSlow,
+    /// It is not one that root alone can have written, or cannot be started: why.
+    Refused(String),
+}
+
+/// A script that was run, or refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// The file's name in the directory; for a refused directory, its path.
+    pub name: String,
+    pub outcome: Outcome,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+}
+
+impl Ran {
+    /// It did what it was there for, as far as its exit status tells.
+    pub fn is_good(&self) -> bool {
+        self.outcome == Outcome::Exited(0)
+    }
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ran { name, outcome, ms } = self;
+        match outcome {
+            Outcome::Exited(status) => write!(f, "{name}: exit status {status} after {ms} ms"),
+            Outcome::Killed(signal) => write!(f, "{name}: ended by signal {signal} after {ms} ms"),
+            Outcome::TooSlow => write!(f, "{name}: killed after {ms} ms, with what it had started"),
+            Outcome::Refused(why) => write!(f, "{name}: not run: {why}"),
+        }
+    }
+}
+
+/// Runs every script of a directory, with these variables and a `PATH` as its whole environment. A directory that does
+/// not exist holds none. What goes wrong with one does not keep the next from being run; all of it is logged and told.
+pub async fn run(directory: &Path, variables: &[(&str, String)], deadline: Duration) -> Vec<Ran> {
+    let found = match fitness::scripts(directory) {
+        Ok(found) => found,
+        Err(why) => {
+            let ran = Ran { name: directory.display().to_string(), outcome: Outcome::Refused(why), ms: 0 };
+            tracing::warn!("{ran}");
+            return vec![ran];
+        }
+    };
+    let mut all = Vec::new();
+    for (path, fit) in found {
+        let (outcome, took) = match fit {
+            Ok(()) => process::run(&path, variables, deadline).await,
+            Err(why) => (Outcome::Refused(why), Duration::ZERO),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ran = Ran { name, outcome, ms: took.as_millis() as u64 };
+        if ran.is_good() {
+            tracing::info!(directory = %directory.display(), "{ran}");
+        } else {
+            tracing::warn!(directory = %directory.display(), "{ran}");
+        }
+        all.push(ran);
+    }
+    all
+}
