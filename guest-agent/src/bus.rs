@@ -7,21 +7,27 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use lsm_protocol::{
     Addressing, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest,
     forecast::{Forecast, Shown},
+    guest::holds::Hold,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
 };
-use zbus::{Connection, connection, fdo};
+use zbus::{Connection, connection, fdo, message::Header, object_server::SignalEmitter};
 
-use crate::record::Record;
+use crate::{
+    record::Record,
+    signals::{Signal, attend, watch_owners},
+    switched::Move,
+};
 
 /// The object's path.
 pub const OBJECT: &str = "/org/lsm/Guest1";
@@ -50,6 +56,29 @@ pub enum Call {
         told: ToGuest,
         answer: oneshot::Sender<FromGuest>,
     },
+    /// To hold moves back; answered with a cookie.
+    Hold {
+        owner: String,
+        reason: String,
+        milliseconds: u32,
+        answer: oneshot::Sender<Result<u32, String>>,
+    },
+    Release {
+        owner: String,
+        cookie: u32,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// A connection that may have held something has ended.
+    Gone {
+        owner: String,
+    },
+}
+
+/// Between the daemon and whoever speaks D-Bus to it.
+#[derive(Clone)]
+pub struct Bus {
+    pub calls: mpsc::UnboundedSender<Call>,
+    pub signals: broadcast::Sender<Signal>,
 }
 
 /// What `status` shows.
@@ -72,11 +101,17 @@ pub struct Status {
     pub next_invitation_ms: Option<u32>,
     /// Their peers.
     pub stragglers: Vec<String>,
+    /// Who holds moves back.
+    pub holds: Vec<String>,
+    /// The last switch for good: from which address to which.
+    pub switched: Option<String>,
+    /// What became of the scripts then.
+    pub scripts: Vec<String>,
 }
 
 impl Status {
     /// `stragglers`: the peers of those who had not joined at the last count.
-    pub fn of(record: &Record, stragglers: Vec<SocketAddr>, now: Millis) -> Status {
+    pub fn of(record: &Record, stragglers: Vec<SocketAddr>, holds: &[Hold], now: Millis) -> Status {
         let GuestStatus { state, migration, counts, awaiting } = record.guest.status();
         let holding = record.guest.holding();
         let waiting = holding.and_then(|holding| holding.stragglers);
@@ -99,12 +134,20 @@ impl Status {
             invited: waiting.map_or(0, |s| s.invited.into()),
             next_invitation_ms: waiting.and_then(|s| u32::try_from(s.invite.saturating_sub(now)).ok()),
             stragglers: stragglers.iter().filter(|_| counts.waiting > 0).map(SocketAddr::to_string).collect(),
+            holds: holds.iter().map(Hold::to_string).collect(),
+            switched: record.moved.as_ref().map(|m| format!("{} to {} in LAN {}", m.from, m.to, m.lan)),
+            scripts: match &record.moved {
+                Some(Move { scripts: Some(ran), .. }) => ran.iter().map(ToString::to_string).collect(),
+                _ => Vec::new(),
+            },
         }
     }
 }
 
-struct Interface {
+pub(crate) struct Interface {
     calls: mpsc::UnboundedSender<Call>,
+    /// Who is at the other end, where no bus names the callers.
+    peer: String,
 }
 
 #[zbus::interface(name = "org.lsm.Guest1")]
@@ -124,12 +167,15 @@ impl Interface {
         text("old", status.old);
         text("new", status.new);
         text("drain", status.drain);
+        text("switched", status.switched);
         map.insert("invited".to_owned(), status.invited.into());
         if let Some(ms) = status.next_invitation_ms {
             map.insert("next_invitation_ms".to_owned(), ms.into());
         }
-        if let Ok(peers) = zbus::OwnedVariant::try_from(zbus::Variant::from(status.stragglers)) {
-            map.insert("stragglers".to_owned(), peers);
+        for (key, list) in [("stragglers", status.stragglers), ("holds", status.holds), ("scripts", status.scripts)] {
+            if let Ok(list) = zbus::OwnedVariant::try_from(zbus::Variant::from(list)) {
+                map.insert(key.to_owned(), list);
+            }
         }
         for (key, value) in
             [("joined", status.joined), ("waiting", status.waiting), ("moved", status.moved), ("legacy", status.legacy)]
@@ -196,9 +242,56 @@ impl Interface {
         let told = ToGuest::Arrived { migration: self.migration().await? };
         self.tell(told).await.map(drop)
     }
+
+    /// From now on moves wait for the caller: each, once prepared, until `Release` is called or so many milliseconds have
+    /// passed since it began; 4000 at most, however many hold. Ends with the caller's connection. Gives a cookie.
+    async fn hold(&self, #[zbus(header)] header: Header<'_>, reason: &str, milliseconds: u32) -> fdo::Result<u32> {
+        let (owner, reason) = (self.owner(&header), reason.to_owned());
+        let cookie = self.ask(|answer| Call::Hold { owner, reason, milliseconds, answer }).await?;
+        cookie.map_err(fdo::Error::InvalidArgs)
+    }
+
+    /// Moves need not wait for what `Hold` gave this cookie for.
+    async fn release(&self, #[zbus(header)] header: Header<'_>, cookie: u32) -> fdo::Result<()> {
+        let owner = self.owner(&header);
+        self.ask(|answer| Call::Release { owner, cookie, answer }).await?.map_err(fdo::Error::InvalidArgs)
+    }
+
+    /// A preparation has begun: the VM will have this address of that LAN. It can be held back for so many milliseconds.
+    #[zbus(signal)]
+    pub(crate) async fn preparing(
+        emitter: &SignalEmitter<'_>,
+        migration: &str,
+        lan: &str,
+        address: &str,
+        most_ms: u32,
+    ) -> zbus::Result<()>;
+
+    /// The traffic goes by address `to`. With `sure` the VM is at its new site for certain; an early switch is said without
+    /// it, and then again.
+    #[zbus(signal)]
+    pub(crate) async fn switched(
+        emitter: &SignalEmitter<'_>,
+        migration: &str,
+        from: &str,
+        to: &str,
+        sure: bool,
+    ) -> zbus::Result<()>;
+
+    /// The old address is gone.
+    #[zbus(signal)]
+    pub(crate) async fn settled(emitter: &SignalEmitter<'_>, migration: &str) -> zbus::Result<()>;
+
+    /// Everything is as it was before `Preparing`.
+    #[zbus(signal)]
+    pub(crate) async fn aborted(emitter: &SignalEmitter<'_>, migration: &str) -> zbus::Result<()>;
 }
 
 impl Interface {
+    fn owner(&self, header: &Header<'_>) -> String {
+        header.sender().map_or_else(|| self.peer.clone(), ToString::to_string)
+    }
+
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> fdo::Result<T> {
         let (answer, answered) = oneshot::channel();
         let gone = |_| fdo::Error::Failed("the agent is stopping".to_owned());
@@ -226,7 +319,7 @@ impl Interface {
 }
 
 /// Serves the Unix socket for as long as the agent runs.
-pub async fn serve_socket(path: PathBuf, calls: mpsc::UnboundedSender<Call>) {
+pub async fn serve_socket(path: PathBuf, bus: Bus) {
     let listener = match bind(&path) {
         Ok(listener) => listener,
         Err(error) => {
@@ -235,25 +328,18 @@ pub async fn serve_socket(path: PathBuf, calls: mpsc::UnboundedSender<Call>) {
         }
     };
     while let Ok((stream, _)) = listener.accept().await {
-        let calls = calls.clone();
+        let bus = bus.clone();
         tokio::spawn(async move {
-            match serve_peer(stream, calls).await {
-                Ok(connection) => connection.monitor_activity_to_end().await,
+            let signals = bus.signals.subscribe();
+            let calls = bus.calls.clone();
+            match serve_peer(stream, calls.clone()).await {
+                Ok((connection, owner)) => {
+                    attend(connection, signals).await;
+                    let _ = calls.send(Call::Gone { owner });
+                }
                 Err(error) => tracing::debug!(%error, "a caller went away during the handshake"),
             }
         });
-    }
-}
-
-trait MonitorToEnd {
-    async fn monitor_activity_to_end(self);
-}
-
-impl MonitorToEnd for Connection {
-    /// Keeps the connection until its caller is gone.
-    async fn monitor_activity_to_end(self) {
-        let mut stream = zbus::MessageStream::from(&self);
-        while let Some(Ok(_)) = futures_util::StreamExt::next(&mut stream).await {}
     }
 }
 
@@ -267,8 +353,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> zbus::Result<Connection> {
-    let uid = stream.peer_cred()?.uid();
+/// One process may have several.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// The connection, and how whoever is at its other end is called.
+async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> zbus::Result<(Connection, String)> {
+    let credentials = stream.peer_cred()?;
+    let uid = credentials.uid();
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(zbus::Error::Failure("only root may speak to the agent".to_owned()));
     }
@@ -276,21 +367,28 @@ async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> z
     // which can take minutes in a VM that has just booted.
     let guid = MigrationId(random()?).to_string();
     let guid = zbus::Guid::try_from(guid.as_str())?;
-    connection::Builder::unix_stream(stream.into_std()?)
-        .server(guid)
-        .p2p()
-        .serve_at(OBJECT, Interface { calls })
-        .build()
-        .await
+    let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    let peer = format!("process {}, connection {number}", credentials.pid().unwrap_or_default());
+    let interface = Interface { calls, peer: peer.clone() };
+    let builder = connection::Builder::unix_stream(stream.into_std()?).server(guid).p2p();
+    Ok((builder.serve_at(OBJECT, interface).build().await?, peer))
 }
 
 /// Offers the interface on the system bus, where there is one, for as long as the agent runs.
-pub async fn serve_system_bus(calls: mpsc::UnboundedSender<Call>) {
-    let serve = async { connection::Builder::system().name(NAME).serve_at(OBJECT, Interface { calls }).build().await };
+pub async fn serve_system_bus(bus: Bus) {
+    let signals = bus.signals.subscribe();
+    let interface = Interface { calls: bus.calls.clone(), peer: String::new() };
+    let serve = async { connection::Builder::system().name(NAME).serve_at(OBJECT, interface).build().await };
     match serve.await {
         Ok(connection) => {
             tracing::info!(name = NAME, "on the system bus");
-            connection.monitor_activity_to_end().await;
+            let owners = watch_owners(connection.clone(), bus.calls);
+            tokio::spawn(async move {
+                if let Err(error) = owners.await {
+                    tracing::warn!(%error, "holds of programs that leave the system bus last until their time is over");
+                }
+            });
+            attend(connection, signals).await;
         }
         Err(error) => tracing::info!(%error, "not on the system bus; the Unix socket serves the command line"),
     }

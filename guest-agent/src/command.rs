@@ -2,6 +2,7 @@
 //! D-Bus interface.
 
 mod check;
+mod follow;
 mod force;
 
 use std::{collections::HashMap, path::PathBuf};
@@ -88,6 +89,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run a command, and have moves that begin meanwhile wait for its end, or for a while.
+    Hold {
+        /// What for: status and log name it.
+        #[arg(long)]
+        reason: String,
+        /// No longer than this since a move began, in milliseconds; 4000 at most.
+        #[arg(long, default_value_t = 4_000)]
+        ms: u32,
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Print what programs hear on D-Bus, as it happens: Preparing, Switched, Settled, Aborted.
+    Signals {
+        #[arg(long)]
+        json: bool,
+    },
     /// Put everything back as it was before the preparation.
     Abort {
         #[arg(long)]
@@ -120,6 +137,7 @@ trait Guest1 {
     fn settle(&self, cut: bool) -> zbus::Result<()>;
     fn abort(&self) -> zbus::Result<()>;
     fn arrived(&self) -> zbus::Result<()>;
+    fn hold(&self, reason: &str, milliseconds: u32) -> zbus::Result<u32>;
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -144,19 +162,35 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     })?;
     let connection =
         zbus::connection::Builder::unix_stream(stream.into_std()?).p2p().method_timeout(bus::TIMEOUT).build().await?;
+    let command = match command {
+        Command::Signals { json } => return follow::signals(&connection, json).await,
+        command => command,
+    };
     let guest = Guest1Proxy::new(&connection).await?;
-    ask(&guest, command).await.map_err(|error| match error {
+    if let Command::Hold { reason, ms, command } = command {
+        return follow::hold(&guest, &reason, ms, &command).await;
+    }
+    ask(&guest, command).await.map_err(in_words)
+}
+
+/// What the agent itself said, where it did.
+fn in_words(error: zbus::Error) -> Failure {
+    match error {
         zbus::Error::MethodError(_, Some(detail), _) => detail.into(),
         zbus::Error::FDO(error) => {
             zbus::DBusError::description(&*error).unwrap_or("the agent refused").to_owned().into()
         }
         other => other.into(),
-    })
+    }
 }
 
 async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
     match command {
-        Command::Run { .. } | Command::Force(_) | Command::Check(_) => {}
+        Command::Run { .. }
+        | Command::Force(_)
+        | Command::Check(_)
+        | Command::Hold { .. }
+        | Command::Signals { .. } => {}
         Command::Status { json } => {
             let status = guest.status().await?;
             if json { print_json(&status) } else { print_status(&status) }
@@ -243,6 +277,9 @@ fn print_status(status: &HashMap<String, zbus::OwnedVariant>) {
     line("new", "new");
     line("drain", "drain");
     line("stragglers", "stragglers");
+    line("held by", "holds");
+    line("switched", "switched");
+    line("scripts", "scripts");
     if status.contains_key("next_invitation_ms") {
         let [invited, next] = ["invited", "next_invitation_ms"].map(|key| text(status, key));
         println!("{:<12}{invited} so far, the next in {next} ms", "invitations");

@@ -3,14 +3,14 @@
 use std::{cell::Cell, collections::VecDeque, net::IpAddr, path::Path, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    FromGuest, Mac, MigrationId, Millis, Refusal, Side, ToGuest,
+    Addressing, FromGuest, Mac, MigrationId, Millis, Refusal, Side, ToGuest,
     forecast::Forecast,
-    guest::{Event, Guest, Order, Step},
+    guest::{self, Ended, Event, Guest, Notice, Order, Step, holds::Holds},
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
-    bus::{self, Call},
+    bus::{self, Bus, Call},
     closures::Closures,
     config::{Config, Force, Mptcp},
     endpoints, force, foresight, invitation,
@@ -19,6 +19,8 @@ use crate::{
     neighbours,
     path::{self, chain},
     record::Record,
+    signals::{self, Signal},
+    switched::{self, Move},
     tally::Tally,
     transport::{News, serial, vsock},
 };
@@ -46,6 +48,9 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
     let (news_in, mut news) = mpsc::unbounded_channel();
     let (calls_in, mut calls) = mpsc::unbounded_channel();
     let (facts_in, mut facts) = mpsc::unbounded_channel();
+    let (moves, moves_out) = mpsc::unbounded_channel();
+    let (told_in, mut told) = mpsc::unbounded_channel();
+    let bus = Bus { calls: calls_in, signals: broadcast::channel(signals::BACKLOG).0 };
     let mut daemon = Daemon {
         kernel: Kernel::open()?,
         record,
@@ -57,13 +62,18 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
         closures: None,
         forecast: Forecast::default(),
         counting: Rc::default(),
+        holds: Holds::default(),
+        signals: bus.signals.clone(),
+        moves,
     };
     daemon.set_up()?;
     tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
     tokio::spawn(vsock::listen(news_in.clone()));
     tokio::spawn(serial::serve(news_in));
-    tokio::spawn(bus::serve_socket(directory.join("guest.sock"), calls_in.clone()));
-    tokio::spawn(bus::serve_system_bus(calls_in));
+    tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
+    tokio::spawn(bus::serve_system_bus(bus));
+    tokio::task::spawn_local(switched::tell(moves_out, told_in));
+    daemon.tell_scripts(); // what an agent that died left undone
     daemon.feed(Event::Restarted).await;
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -76,6 +86,7 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
             Some(news) = news.recv() => daemon.hear(news).await,
             Some(fact) = facts.recv() => daemon.feed(fact).await,
             Some(call) = calls.recv() => daemon.call(call).await,
+            Some(one) = told.recv() => daemon.told(one),
             () = tokio::time::sleep(sleep), if deadline.is_some() => {
                 if let Some(d) = deadline {
                     tracing::debug!(awaited = d.awaited, "the time for this has come");
@@ -169,6 +180,10 @@ struct Daemon {
     counting: Rc<Cell<Duration>>,
     /// The last one made for a host, which asks for it page by page.
     forecast: Forecast,
+    holds: Holds,
+    signals: broadcast::Sender<Signal>,
+    /// To whoever runs the scripts.
+    moves: mpsc::UnboundedSender<Move>,
 }
 
 impl Daemon {
@@ -262,7 +277,7 @@ impl Daemon {
         match call {
             Call::Status { answer } => {
                 let stragglers = self.tally.outcomes().filter(|one| !one.joined).map(|one| one.peer).collect();
-                let _ = answer.send(bus::Status::of(&self.record, stragglers, now()));
+                let _ = answer.send(bus::Status::of(&self.record, stragglers, self.holds.all(), now()));
             }
             Call::Forecast { answer } => {
                 let _ = answer.send(self.foresee().await);
@@ -278,7 +293,91 @@ impl Daemon {
                 }
                 None => drop(answer),
             },
+            Call::Hold { owner, reason, milliseconds, answer } => {
+                let taken = self.holds.take(now(), &owner, &reason, milliseconds.into());
+                tracing::info!(owner, reason, milliseconds, refused = taken.is_err(), "asked to hold moves back");
+                let _ = answer.send(taken.map_err(|error| error.to_string()));
+                self.hold_back().await;
+            }
+            Call::Release { owner, cookie, answer } => {
+                let released = self.holds.release(&owner, cookie);
+                if let Ok(hold) = &released {
+                    tracing::info!(%hold, "released");
+                }
+                let _ = answer.send(released.map(drop).map_err(|error| error.to_string()));
+                self.hold_back().await;
+            }
+            Call::Gone { owner } => {
+                if self.holds.gone(&owner) {
+                    tracing::info!(owner, "gone, and holds moves back no more");
+                    self.hold_back().await;
+                }
+            }
         }
+    }
+
+    /// What the holds mean for a preparation under way.
+    async fn hold_back(&mut self) {
+        self.feed(Event::Held { until: self.holds.until() }).await;
+    }
+
+    /// The scripts have run.
+    fn told(&mut self, one: Move) {
+        let is = |moved: &Move| (moved.migration, moved.to) == (one.migration, one.to);
+        if self.record.moved.as_ref().is_some_and(is) {
+            self.record.moved = Some(one);
+            self.save();
+        }
+    }
+
+    /// Has the scripts run for a switch that they have not been run for.
+    fn tell_scripts(&self) {
+        if let Some(one @ Move { scripts: None, .. }) = &self.record.moved {
+            let _ = self.moves.send(one.clone());
+        }
+    }
+
+    /// Before the state is written down: the scripts are owed from the same moment on.
+    fn note_moves(&mut self, orders: &[Order]) {
+        for order in orders {
+            if let (Order::Notify(Notice::Switched { to, sure: true }), Some(plan), Some(paths)) =
+                (order, self.record.guest.plan(), &self.record.paths)
+            {
+                self.record.moved = Some(Move::to(*to, plan.migration, &plan.lan, paths));
+            }
+        }
+    }
+
+    fn notify(&mut self, notice: Notice) -> Option<Event> {
+        let migration = match &self.record.guest {
+            Guest::Idle { last: Some(Ended::Settled(migration) | Ended::Aborted(migration)) } => Some(*migration),
+            guest => guest.migration(),
+        }?;
+        let about = migration.to_string();
+        let signal = match notice {
+            Notice::Preparing => {
+                self.holds.begin(now());
+                let plan = self.record.guest.plan()?;
+                let address = match plan.addressing {
+                    Addressing::Static { address, .. } => address.to_string(),
+                    _ => String::new(),
+                };
+                Signal::Preparing { migration: about, lan: plan.lan.clone(), address, most_ms: guest::HOLD as u32 }
+            }
+            Notice::Switched { to, sure } => {
+                let Move { from, to, .. } = Move::to(to, migration, "", self.record.paths.as_ref()?);
+                if sure && let Some(moved) = &self.record.moved {
+                    let message = moved.message();
+                    self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());
+                    self.tell_scripts();
+                }
+                Signal::Switched { migration: about, from: from.to_string(), to: to.to_string(), sure }
+            }
+            Notice::Settled => Signal::Settled { migration: about },
+            Notice::Aborted => Signal::Aborted { migration: about },
+        };
+        let _ = self.signals.send(signal); // an error: nobody is there to hear it
+        (notice == Notice::Preparing).then(|| Event::Held { until: self.holds.until() })
     }
 
     /// One event, and whatever follows from it at once.
@@ -288,12 +387,18 @@ impl Daemon {
             let was = self.record.guest.name();
             let was_awaiting = self.record.guest.deadline().map(|d| d.awaited);
             let why = summary(&event);
+            let in_time = event != Event::Deadline;
+            let was_held = self.record.guest.is_held();
             let (state, orders) = std::mem::take(&mut self.record.guest).handle(now(), event);
             self.record.guest = state;
             if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
                 self.stop_probe();
             }
+            if was_held && !self.record.guest.is_held() && !in_time {
+                tracing::warn!(by = self.holders(), "held back for as long as may be; going on without them");
+            }
             self.watch_closures();
+            self.note_moves(&orders);
             // The flip goes first and is written down after: it can be repeated, the time cannot.
             let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
             // What orders nothing can be learnt again.
@@ -351,6 +456,7 @@ impl Daemon {
                 self.reply(reply);
                 None
             }
+            Order::Notify(notice) => self.notify(notice),
         }
     }
 
@@ -441,12 +547,21 @@ impl Daemon {
             | FromGuest::Switched { migration, .. }
             | FromGuest::Settled { migration }
             | FromGuest::Aborted { migration } => *migration,
-            FromGuest::Status(_) | FromGuest::Forecast(_) => return,
+            FromGuest::Status(_) | FromGuest::Forecast(_) | FromGuest::Moved { .. } => return,
         };
+        // A host that was not listening when the VM moved hears of it with every answer since.
+        let moved = self.record.moved.as_ref().filter(|moved| moved.migration == about).map(Move::message);
+        if let (FromGuest::Switched { .. } | FromGuest::Settled { .. }, Some(moved)) = (&reply, moved) {
+            self.hosts.retain(|(_, host)| host.send(moved.clone()).is_ok());
+        }
         if let Some(waiting) = self.callers.iter().position(|(migration, _)| *migration == about) {
             let _ = self.callers.remove(waiting).1.send(reply.clone());
         }
         self.hosts.retain(|(_, host)| host.send(reply.clone()).is_ok());
+    }
+
+    fn holders(&self) -> String {
+        self.holds.all().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
 
     fn save(&self) {
@@ -469,6 +584,7 @@ impl Daemon {
             why,
             migration,
             awaiting,
+            held_by = guest.is_held().then(|| self.holders()),
             joined = counts.joined,
             waiting = counts.waiting,
             legacy = counts.legacy,
@@ -498,5 +614,6 @@ fn summary(event: &Event) -> String {
         Event::TransportReset => "the host's channel was reset".to_owned(),
         Event::Deadline => "the deadline came".to_owned(),
         Event::Restarted => "started".to_owned(),
+        Event::Held { .. } => "programs in the VM hold it back, or no more".to_owned(),
     }
 }

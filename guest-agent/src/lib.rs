@@ -20,6 +20,8 @@ mod raw;
 pub mod record;
 mod rehearse;
 pub mod routing;
+mod signals;
+pub mod switched;
 pub mod sysctl;
 mod tally;
 pub mod transport;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     mptcp::Limits,
     routing::{DefaultRoute, Exit, Rule},
+    switched::Move,
 };
 
 /// One change, as needed to take it back. It is written down before it is made, so taking it back must put up with its
@@ -87,6 +88,9 @@ pub struct Record {
     /// The vNICs that a host said LSM manages.
     #[serde(default)]
     pub managed: Vec<Mac>,
+    /// The last switch for good. Its scripts are still to be run if they have not been.
+    #[serde(default)]
+    pub moved: Option<Move>,
     /// Whose connections joined and whose did not. In a file of its own: large, and seldom changed.
     #[serde(skip)]
     pub evidence: Evidence,

@@ -2,7 +2,7 @@
 
 use lsm_protocol::{
     Side,
-    guest::{Order, Step},
+    guest::{Notice, Order, Step},
 };
 
 use crate::record::Paths;
@@ -16,6 +16,10 @@ pub(crate) fn steps(orders: &[Order], paths: Option<&Paths>) -> Vec<String> {
             Order::Count => lines.push("count the connections: who has a subflow on the new address".to_owned()),
             Order::Reply(lsm_protocol::FromGuest::Refused { why, .. }) => lines.push(format!("refuse: {why}")),
             Order::Learn => lines.push("remember whose connections have joined".to_owned()),
+            Order::Notify(Notice::Switched { sure: true, .. }) => {
+                lines.push("say so on D-Bus, and run the scripts for it".to_owned());
+            }
+            Order::Notify(_) => lines.push("say so on D-Bus".to_owned()),
             Order::Reply(_) => lines.push("tell the host".to_owned()),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -22,6 +23,7 @@ use crate::{
     hook::HookAnswer,
     host::{CROSSING, Host, QUEUE},
     inventory::{Vm, write_json},
+    moved::Move,
     peer_line::{PeerHandle, PeerNews},
     replay::{Outlet, Recorder},
     story,
@@ -189,6 +191,11 @@ impl Arrival {
             let was = self.saved.machine.name();
             let why = summary(&event);
             let settled = matches!(event, Event::Guest(FromGuest::Settled { .. }));
+            if let Event::Guest(FromGuest::Moved { migration, from, to }) = event
+                && migration == offer.migration
+            {
+                self.tell_moved(offer, from, to);
+            }
             let machine = std::mem::replace(&mut self.saved.machine, Destination::Gone);
             let (machine, orders) = machine.handle(now(), event);
             self.saved.machine = machine;
@@ -377,6 +384,13 @@ impl Arrival {
                 tracing::warn!(tap, error = story(&error), "the spare vNIC is left without a bridge");
             }
         }
+    }
+
+    /// The operator's scripts hear of it.
+    fn tell_moved(&self, offer: &Offer, from: IpAddr, to: IpAddr) {
+        let (vm, peer, lan) = (self.saved.name.clone(), self.saved.peer.clone(), offer.lan.clone());
+        let moved = Move { migration: offer.migration.to_string(), vm, peer, lan, from, to, scripts: None };
+        self.host.moves.heard(offer.migration, moved);
     }
 
     fn admit(&mut self, warning: Option<GuestFailure>) {

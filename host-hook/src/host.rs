@@ -1,6 +1,6 @@
 //! What every migration on this host shares.
 
-use std::{cell::RefCell, net::IpAddr, path::PathBuf};
+use std::{cell::RefCell, net::IpAddr, path::PathBuf, rc::Rc};
 
 use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
 
@@ -9,6 +9,7 @@ use crate::{
     divert::Fdb,
     filters::Crossing,
     inventory::Inventory,
+    moved::Moves,
     peer::Identity,
     story,
     tunnel::{TunnelSpec, Tunnels, path_mtu},
@@ -31,6 +32,7 @@ pub struct Host {
     pub tunnels: Tunnels,
     pub fdb: Fdb,
     pub inventory: RefCell<Inventory>,
+    pub moves: Rc<Moves>,
     /// State files of migrations.
     pub state: PathBuf,
 }

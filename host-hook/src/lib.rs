@@ -16,6 +16,7 @@ mod host;
 mod inventory;
 pub mod libvirt;
 mod line;
+mod moved;
 pub mod peer;
 mod peer_line;
 mod raw;

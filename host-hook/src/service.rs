@@ -32,6 +32,7 @@ use crate::{
     host::{Host, SPARE_BRIDGE},
     inventory::{Inventory, Vm, read_json},
     libvirt::{What, Whose},
+    moved::Moves,
     peer::Identity,
     peer_line::{self, PeerHandle},
     status::Status,
@@ -79,6 +80,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         tunnels: Tunnels::open()?,
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory)?.into(),
+        moves: Rc::new(Moves::open(directory)?),
         state: directory.join("migrations"),
         config,
     });
@@ -91,6 +93,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         question: Question::default(),
     };
     service.resume();
+    host.moves.resume();
     tokio::task::spawn_local(take_hooks(sockets.hook, inputs.clone()));
     tokio::task::spawn_local(take_peers(host.clone(), sockets.peers, inputs.clone()));
     tokio::task::spawn_local(take_events(inputs));
@@ -108,7 +111,11 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         }
         tokio::select! {
             Some(input) = inbox.recv() => service.take(input).await,
-            () = tokio::time::sleep(IDLE), if idle => break,
+            () = tokio::time::sleep(IDLE), if idle => {
+                if !host.moves.is_busy() {
+                    break;
+                }
+            }
             _ = again.tick(), if !nothing_moves => service.ask_afresh(),
             _ = terminate.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
@@ -400,7 +407,7 @@ impl Service {
         }
         let tunnels = self.host.tunnels.list_ours().await.unwrap_or_default();
         let vms = self.host.inventory.borrow().all().cloned().collect();
-        Status { host: self.host.config.name.clone(), vms, migrations, tunnels }
+        Status { host: self.host.config.name.clone(), vms, migrations, tunnels, moved: self.host.moves.all() }
     }
 
     /// What would become of a VM's connections, asked by way of whoever has a line to the guest: a virtio-serial port

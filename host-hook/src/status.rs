@@ -3,7 +3,7 @@
 use lsm_protocol::{Counts, Drain, Offer, Peer, guest::Deadline};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, inventory::Vm};
+use crate::{clock, inventory::Vm, moved::Move};
 
 /// This host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub struct Status {
     pub migrations: Vec<Migration>,
     /// Network identifiers of the tunnels that stand.
     pub tunnels: Vec<u32>,
+    /// The last moves to this host, and what became of the scripts in moved.d.
+    #[serde(default)]
+    pub moved: Vec<Move>,
 }
 
 /// A migration under way.
@@ -120,4 +123,11 @@ pub fn print(status: &Status) {
         }
     }
     println!("  {} tunnels", status.tunnels.len());
+    for Move { vm, peer, from, to, scripts, .. } in &status.moved {
+        println!("  VM {vm} came from {peer}: {from} became {to}");
+        match scripts {
+            None => println!("    scripts are running"),
+            Some(ran) => ran.iter().for_each(|one| println!("    {one}")),
+        }
+    }
 }

@@ -126,7 +126,9 @@ pub enum Event {
     Deadline,
     /// Programs in the VM hold the preparation's answer back until then, as far as [`HOLD`] lets them; a time that is over:
     /// none does.
-    Held { until: Millis },
+    Held {
+        until: Millis,
+    },
     /// The agent was started and found this state on disk.
     Restarted,
 }
@@ -520,6 +522,11 @@ impl Guest {
             }
             _ => None,
         }
+    }
+
+    /// Prepared, but for programs in the VM that hold the answer back.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Guest::Preparing(Preparing { stage: Stage::Held { .. }, .. }))
     }
 
     /// The state's name, as logs and `status` print it.

@@ -184,16 +184,34 @@ pub enum ToGuest {
 /// Guest to host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGuest {
-    Prepared { migration: MigrationId, counts: Counts },
-    Refused { migration: MigrationId, why: Refusal },
-    Switched { migration: MigrationId, to: Side, counts: Counts },
-    Settled { migration: MigrationId },
-    Aborted { migration: MigrationId },
+    Prepared {
+        migration: MigrationId,
+        counts: Counts,
+    },
+    Refused {
+        migration: MigrationId,
+        why: Refusal,
+    },
+    Switched {
+        migration: MigrationId,
+        to: Side,
+        counts: Counts,
+    },
+    Settled {
+        migration: MigrationId,
+    },
+    Aborted {
+        migration: MigrationId,
+    },
     Status(GuestStatus),
     Forecast(Forecast),
     /// The VM is at its new site, and its traffic went from this address to that one. Comes with every answer about the
     /// switch from then on, to hosts that may have missed it.
-    Moved { migration: MigrationId, from: IpAddr, to: IpAddr },
+    Moved {
+        migration: MigrationId,
+        from: IpAddr,
+        to: IpAddr,
+    },
 }
 
 /// A domain's UUID.

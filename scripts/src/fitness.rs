@@ -10,9 +10,15 @@ const ROOT: u32 = 0;
 const ANYBODY_EXECUTES: u32 = 0o111;
 const OTHERS_WRITE: u32 = 0o022;
 
-/// The executables of a directory in order of name, each with what speaks against running it. What is not executable,
+/// A file that is meant to be run, and what speaks against it.
+pub(crate) struct Script {
+    pub path: PathBuf,
+    pub fit: Result<(), String>,
+}
+
+/// The executables of a directory in order of name, What is not executable,
 /// hidden, or a leftover of an editor or of dpkg or rpm is none. The error says why nothing of the directory is run.
-pub(crate) fn scripts(directory: &Path) -> Result<Vec<(PathBuf, Result<(), String>)>, String> {
+pub(crate) fn scripts(directory: &Path) -> Result<Vec<Script>, String> {
     let metadata = match fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -26,7 +32,8 @@ pub(crate) fn scripts(directory: &Path) -> Result<Vec<(PathBuf, Result<(), Strin
     let mut entries = entries.map_err(|error| format!("cannot read it: {error}"))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     let meant = entries.iter().filter(|entry| !is_leftover(&entry.file_name().to_string_lossy()));
-    Ok(meant.filter_map(|entry| Some((entry.path(), is_fit(&entry.path())?))).collect())
+    let script = |path: PathBuf| Some(Script { fit: is_fit(&path)?, path });
+    Ok(meant.filter_map(|entry| script(entry.path())).collect())
 }
 
 /// `None`: it is not meant to be run.
@@ -51,7 +58,9 @@ fn root_s_alone(metadata: &fs::Metadata) -> Result<(), String> {
     }
     if metadata.mode() & OTHERS_WRITE != 0 {
         let mode = metadata.mode() & 0o7777;
-        return Err(format!("others than root can write it (mode {mode:04o}); \"chmod go-w\", if you trust what is in it"));
+        return Err(format!(
+            "others than root can write it (mode {mode:04o}); \"chmod go-w\", if you trust what is in it"
+        ));
     }
     Ok(())
 }

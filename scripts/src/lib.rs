@@ -6,6 +6,7 @@ mod process;
 
 use std::{fmt, path::Path, time::Duration};
 
+use fitness::Script;
 use serde::{Deserialize, Serialize};
 
 /// A script that takes longer is killed, with all of its process group.
@@ -65,7 +66,7 @@ pub async fn run(directory: &Path, variables: &[(&str, String)], deadline: Durat
         }
     };
     let mut all = Vec::new();
-    for (path, fit) in found {
+    for Script { path, fit } in found {
         let (outcome, took) = match fit {
             Ok(()) => process::run(&path, variables, deadline).await,
             Err(why) => (Outcome::Refused(why), Duration::ZERO),

@@ -68,8 +68,7 @@ fn scripts_run_in_order_of_name_with_their_variables_and_nothing_else() {
     let variables = [("LSM_NEW_ADDRESS", "10.2.0.7".to_owned()), ("LSM_LAN", "dallas $(id)".to_owned())];
     let ran = dir.run(&variables, DEADLINE);
     let good = Outcome::Exited(0);
-    let expected =
-        [("10-first", &good), ("20-second", &good), ("30-fails", &Outcome::Exited(3)), ("99-last", &good)];
+    let expected = [("10-first", &good), ("20-second", &good), ("30-fails", &Outcome::Exited(3)), ("99-last", &good)];
     assert_eq!(outcomes(&ran), expected);
     assert_eq!(fs::read_to_string(log).unwrap(), "first 10.2.0.7\nsecond 2 .\nthird\nlast\n");
     assert!(ran[2].to_string().starts_with("30-fails: exit status 3 after "), "{}", ran[2]);

@@ -73,13 +73,7 @@ impl Holds {
             self.last = self.last.wrapping_add(1).max(1);
         }
         let cookie = self.last;
-        self.held.push(Hold {
-            cookie,
-            owner: owner.into(),
-            reason: reason.into(),
-            lasts: lasts.min(HOLD),
-            taken: now,
-        });
+        self.held.push(Hold { cookie, owner: owner.into(), reason: reason.into(), lasts: lasts.min(HOLD), taken: now });
         Ok(cookie)
     }
 

@@ -75,9 +75,7 @@ impl Preparing {
                 }
                 (Guest::Preparing(self), vec![])
             }
-            (_, Event::Told(ToGuest::Arrived { .. } | ToGuest::Prepare(_))) => {
-                self.arrive(now, Arrival::Sure)
-            }
+            (_, Event::Told(ToGuest::Arrived { .. } | ToGuest::Prepare(_))) => self.arrive(now, Arrival::Sure),
             (_, Event::Told(ToGuest::Release { .. })) => {
                 self.plan.drain = Drain::For(0);
                 self.arrive(now, Arrival::Sure)

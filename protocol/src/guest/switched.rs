@@ -3,8 +3,8 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Notice, Order, Prepared, RECOUNT, RECOUNT_MAX, RETRY,
-    Settling, Step, Stragglers, Switched, Told, Undoing,
+    Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Notice, Order, Prepared, RECOUNT, RECOUNT_MAX,
+    RETRY, Settling, Step, Stragglers, Switched, Told, Undoing,
 };
 use crate::{Counts, Drain, FromGuest, MigrationId, Millis, Refusal, Side, ToGuest};
 

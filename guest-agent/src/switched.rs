@@ -1,0 +1,56 @@
+//! What the VM is told when it is at its new site: the operator's scripts in `/etc/lsm/switched.d`. One run after the
+//! other, beside the agent's own work.
+
+use std::{net::IpAddr, path::Path};
+
+use lsm_protocol::{FromGuest, MigrationId, Side};
+use lsm_scripts::Ran;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::record::Paths;
+
+/// Where they are.
+const DIRECTORY: &str = "/etc/lsm/switched.d";
+
+/// From which address to which the VM's traffic went, for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub migration: MigrationId,
+    pub lan: String,
+    pub from: IpAddr,
+    pub to: IpAddr,
+    /// What became of the scripts; `None` until they have run.
+    pub scripts: Option<Vec<Ran>>,
+}
+
+impl Move {
+    /// The move to one side of a migration's paths.
+    pub fn to(side: Side, migration: MigrationId, lan: &str, paths: &Paths) -> Move {
+        let [old, new] = [paths.old, paths.new].map(|plugged| plugged.exit.source);
+        let (from, to) = if side == Side::New { (old, new) } else { (new, old) };
+        Move { migration, lan: lan.to_owned(), from, to, scripts: None }
+    }
+
+    /// For the hosts.
+    pub fn message(&self) -> FromGuest {
+        FromGuest::Moved { migration: self.migration, from: self.from, to: self.to }
+    }
+
+    fn variables(&self) -> [(&'static str, String); 4] {
+        [
+            ("LSM_OLD_ADDRESS", self.from.to_string()),
+            ("LSM_NEW_ADDRESS", self.to.to_string()),
+            ("LSM_LAN", self.lan.clone()),
+            ("LSM_MIGRATION", self.migration.to_string()),
+        ]
+    }
+}
+
+/// Runs the scripts for each move that comes in, and gives it back with what became of them.
+pub async fn tell(mut moves: mpsc::UnboundedReceiver<Move>, told: mpsc::UnboundedSender<Move>) {
+    while let Some(mut one) = moves.recv().await {
+        one.scripts = Some(lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), lsm_scripts::DEADLINE).await);
+        let _ = told.send(one);
+    }
+}
