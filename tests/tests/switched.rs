@@ -130,10 +130,14 @@ fn a_move_that_is_called_off_is_told_to_programs_only() {
     script_in_vm(&stage, "10-first", "755", "");
     stage.guest.spawn("signals", "lsm-guest signals --json").unwrap();
     // Whoever ends its hold in time is not waited for any longer.
-    stage.guest.spawn("hold", "lsm-guest hold --reason 'soon ready' sleep 2").unwrap();
+    stage.guest.spawn("hold", "lsm-guest hold --reason 'soon ready' sleep 3").unwrap();
     let mut migration = stage.begin("dallas", &["--bandwidth", "12"]).unwrap();
     stage.agent_is(&["prepared"], LIMIT).unwrap();
-    assert!(stage.agent_said("gone, and holds moves back no more", LIMIT).is_ok());
+    for words in ["programs in the VM to let the move go on", "gone, and holds moves back no more"] {
+        stage.agent_said(words, LIMIT).unwrap();
+    }
+    let log = stage.guest.must("cat /var/log/lsm-guest.log").unwrap();
+    assert!(!log.contains("going on without them"), "{log}");
     stage.guest.site().unwrap().virsh(&["domjobabort", "vm"]).unwrap();
     assert!(migration.end(LIMIT).is_err());
     stage.agent_is(&["idle"], LIMIT).unwrap();
