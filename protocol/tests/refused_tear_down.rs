@@ -43,7 +43,7 @@ fn play(first: Vec<ToGuest>, refused: Step, times: usize) -> (Vec<Millis>, FromG
                 }
                 Order::Do(step) => events.push_back(Event::Done(step)),
                 Order::Count => events.push_back(Event::Counted(MOVED)),
-                Order::Learn => {}
+                Order::Notify(_) | Order::Learn => {}
                 Order::Reply(reply) => last = Some(reply),
             }
         }

@@ -26,7 +26,7 @@ impl VmAgent {
                 match order {
                     guest::Order::Do(step) => events.insert(0, guest::Event::Done(step)),
                     guest::Order::Count => events.insert(0, guest::Event::Counted(FAR)),
-                    guest::Order::Learn => {}
+                    guest::Order::Notify(_) | guest::Order::Learn => {}
                     guest::Order::Reply(reply) => replies.push(reply),
                 }
             }
