@@ -33,8 +33,9 @@ use crate::{
     },
 };
 
-/// Added to the round trip when frames are replayed: how long libvirt and we took to notice the stop.
-const NOTICE: Duration = Duration::from_millis(25);
+/// Added to the round trip when frames are replayed: how long libvirt and the source took to notice the stop, and how long
+/// the word of it waited on its way behind the last of the VM's memory. With 25 ms, 2 frames of 20 moves were lost.
+const NOTICE: Duration = Duration::from_millis(60);
 
 /// A prepared guest is left alone for so long after its arrival: its CPUs have a pause to make up for.
 const WAKING: Duration = Duration::from_millis(150);
