@@ -327,7 +327,15 @@ pub async fn serve_socket(path: PathBuf, bus: Bus) {
             return;
         }
     };
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a call of the command line");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+        };
         let bus = bus.clone();
         tokio::spawn(async move {
             let signals = bus.signals.subscribe();

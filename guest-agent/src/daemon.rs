@@ -3,14 +3,15 @@
 use std::{cell::Cell, collections::VecDeque, net::IpAddr, path::Path, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    Addressing, FromGuest, Mac, MigrationId, Millis, Refusal, Side, ToGuest,
+    Addressing, FromGuest, Mac, Millis, Refusal, Side, ToGuest,
     forecast::Forecast,
     guest::{self, Ended, Event, Guest, Notice, Order, Step, holds::Holds},
 };
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::{
     bus::{self, Bus, Call},
+    callers::Callers,
     closures::Closures,
     config::{Config, Force, Mptcp},
     endpoints, force, foresight, invitation,
@@ -56,7 +57,7 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
         record,
         tally: Tally::default(),
         hosts: Vec::new(),
-        callers: Vec::new(),
+        callers: Callers::default(),
         facts: facts_in.clone(),
         probe: None,
         closures: None,
@@ -169,8 +170,7 @@ struct Daemon {
     tally: Tally,
     /// Hosts that are listening.
     hosts: Vec<(u64, mpsc::UnboundedSender<FromGuest>)>,
-    /// Calls that wait for the machine's answer about a migration.
-    callers: Vec<(MigrationId, oneshot::Sender<FromGuest>)>,
+    callers: Callers,
     facts: mpsc::UnboundedSender<Event>,
     /// The question to the new LAN's gateway, while somebody waits for the answer.
     probe: Option<tokio::task::AbortHandle>,
@@ -288,7 +288,7 @@ impl Daemon {
             }
             Call::Tell { told, answer } => match told.migration() {
                 Some(migration) => {
-                    self.callers.push((migration, answer));
+                    self.callers.wait(migration, answer);
                     self.feed(Event::Told(told)).await;
                 }
                 None => drop(answer),
@@ -554,9 +554,7 @@ impl Daemon {
         if let (FromGuest::Switched { .. } | FromGuest::Settled { .. }, Some(moved)) = (&reply, moved) {
             self.hosts.retain(|(_, host)| host.send(moved.clone()).is_ok());
         }
-        if let Some(waiting) = self.callers.iter().position(|(migration, _)| *migration == about) {
-            let _ = self.callers.remove(waiting).1.send(reply.clone());
-        }
+        self.callers.answer(about, &reply);
         self.hosts.retain(|(_, host)| host.send(reply.clone()).is_ok());
     }
 

@@ -2,6 +2,7 @@
 //! kernel's words and ours.
 
 pub mod bus;
+mod callers;
 pub mod check;
 pub mod closures;
 pub mod config;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
+    Addressing, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
 };
@@ -388,9 +388,16 @@ impl Arrival {
     }
 
     /// The operator's scripts hear of it.
+    /// The old address is the guest's word; the new one is known here, and a guest has no other.
     fn tell_moved(&self, offer: &Offer, from: IpAddr, to: IpAddr) {
+        let is_given = |at: IpAddr| matches!(offer.addressing, Addressing::Static { address, .. } if address == at);
+        if is_given(from) == is_given(to) {
+            tracing::debug!(vm = self.saved.name, %from, %to, "not the address that the VM was given");
+            return;
+        }
         let (vm, peer, lan) = (self.saved.name.clone(), self.saved.peer.clone(), offer.lan.clone());
-        let moved = Move { migration: offer.migration.to_string(), vm, peer, lan, from, to, scripts: None };
+        let moved =
+            Move { migration: offer.migration.to_string(), vm, peer, lan, from, to, scripts: None, over: false };
         self.host.moves.heard(offer.migration, moved);
     }
 
@@ -418,6 +425,7 @@ impl Arrival {
 
     fn finish(&mut self, offer: &Offer) {
         let _ = std::fs::remove_file(self.file(offer));
+        self.host.moves.over(offer.migration);
         if self.host.inventory.borrow().get(offer.vm).is_none() {
             self.host.inventory.borrow_mut().release(offer.vm);
         }

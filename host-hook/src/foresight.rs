@@ -43,7 +43,8 @@ impl Foresight {
     }
 }
 
-/// Asks a guest to which nobody has a line.
+/// Asks a guest to which nobody has a line, and says goodbye: a guest that was prepared by hand would take a line that is
+/// cut for its arrival elsewhere, and flip.
 pub async fn ask(address: Address, vnics: Vec<Mac>) -> Option<Forecast> {
     let mut line = GuestLine::open(address, Duration::ZERO);
     let mut foresight = Foresight::default();
@@ -59,7 +60,9 @@ pub async fn ask(address: Address, vnics: Vec<Mac>) -> Option<Forecast> {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, pages).await.ok()
+    let forecast = tokio::time::timeout(PATIENCE, pages).await.ok();
+    line.leave().await;
+    forecast
 }
 
 /// Waits for an answer by way of a migration's own line.

@@ -16,8 +16,8 @@ pub(crate) struct Script {
     pub fit: Result<(), String>,
 }
 
-/// The executables of a directory in order of name, What is not executable,
-/// hidden, or a leftover of an editor or of dpkg or rpm is none. The error says why nothing of the directory is run.
+/// The executables of a directory in order of name. What is not executable, hidden, or a leftover of an editor or of
+/// dpkg or rpm is none. The error says why nothing of the directory is run.
 pub(crate) fn scripts(directory: &Path) -> Result<Vec<Script>, String> {
     let metadata = match fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,

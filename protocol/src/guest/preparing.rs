@@ -165,7 +165,8 @@ mod tests {
         };
         let counts = Counts::default();
         let stage = Stage::Joining { until: JOINS, announced: 1, joined: 0 };
-        let mut state = Guest::Preparing(Preparing { plan, stage, arrival: Arrival::No, counts });
+        let preparing = Preparing { plan, stage, arrival: Arrival::No, counts, held: None, held_most: 0 };
+        let mut state = Guest::Preparing(preparing);
         let mut now = 0;
         // Joined of 10,000 when the time is over; what is ordered then.
         for (joined, order) in [

@@ -71,12 +71,10 @@ impl Settling {
                 let reply = FromGuest::Switched { migration, to: Side::New, counts: self.counts };
                 (Guest::Settling(self), vec![Order::Reply(reply)])
             }
-            (_, Event::Told(ToGuest::Settle { migration, cut: false }))
-                if let Some(refusal) = held(migration, self.counts) =>
-            {
-                (Guest::Settling(self), vec![refusal])
-            }
             (leaving, Event::Told(ToGuest::Settle { migration, cut })) => {
+                if !cut && let Some(refusal) = held(migration, self.counts) {
+                    return (Guest::Settling(self), vec![refusal]);
+                }
                 if cut {
                     self.plan.drain = Drain::For(0);
                     self.cut = Some(now);
