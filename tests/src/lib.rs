@@ -15,6 +15,7 @@ pub mod guest;
 pub mod image;
 pub mod logbook;
 pub mod measure;
+pub mod needs;
 pub mod netns;
 pub mod pki;
 pub mod report;

@@ -1,18 +1,13 @@
 //! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
 
-use std::{
-    io::Read as _,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Read as _, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use crate::{
     accelerator,
     domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
+    needs,
     pki::Authority,
     shell::{During as _, LabError, Process, Result, program, run, wait_for},
     site::{LabDir, Site, SiteOptions},
@@ -95,15 +90,7 @@ impl Migration {
 #[must_use]
 pub fn lacking() -> bool {
     let needed = ["/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64", "/usr/sbin/nft", "/bin/busybox"];
-    let missing = if nix::unistd::geteuid().is_root() {
-        needed.into_iter().find(|path| !Path::new(path).exists()).map(|path| format!("no {path}; run tests/install"))
-    } else {
-        Some("not root".to_owned())
-    };
-    let Some(missing) = missing else { return false };
-    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{missing}, and LSM_EXPECT_ALL is set");
-    eprintln!("skipped: {missing}");
-    true
+    needs::lacking(needs::missing(&needed, "run tests/install"))
 }
 
 /// It runs. Dropping it takes everything down.

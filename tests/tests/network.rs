@@ -5,18 +5,13 @@
 use std::time::Duration;
 
 use lsm_tests::{
+    needs,
     shell::run,
     topology::{SiteLinks, Topology, TopologyOptions},
 };
 
-/// Says why the test cannot run here; where everything is expected to run, that is a failure.
 fn skip() -> bool {
-    if nix::unistd::geteuid().is_root() {
-        return false;
-    }
-    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "not root, and LSM_EXPECT_ALL is set");
-    eprintln!("skipped: not root");
-    true
+    needs::lacking(needs::missing(&[], ""))
 }
 
 fn ping(topology: &Topology, from: &str, to: &str) -> Result<String, String> {

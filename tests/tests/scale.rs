@@ -5,12 +5,13 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use lsm_tests::{
     image::static_program,
+    needs,
     netns::Netns,
     shell::{Process, run, wait_for},
     traffic::{ClientOptions, ClientProcess, Log},
@@ -21,18 +22,8 @@ const TRAFFIC: &str = env!("CARGO_BIN_EXE_lsm-traffic");
 const CLIENT: &str = "10.9.0.1";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Says why the test cannot run here; where everything is expected to run, that is a failure.
 fn skip() -> bool {
-    let why = if !nix::unistd::geteuid().is_root() {
-        "not root"
-    } else if !Path::new("/proc/sys/net/mptcp").exists() {
-        "this kernel has no MPTCP"
-    } else {
-        return false;
-    };
-    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{why}, and LSM_EXPECT_ALL is set");
-    eprintln!("skipped: {why}");
-    true
+    needs::lacking(needs::missing_mptcp())
 }
 
 /// One of the places where the VM can be: its vNIC for that LAN, its address there, and the gateway.

@@ -14,24 +14,15 @@ use lsm_tests::{
     domain::Domain,
     guest::Guest,
     image::ImageBuilder,
+    needs,
     pki::Authority,
     shell::{run, wait_for},
     site::{LabDir, Site, SiteOptions},
     topology::{Topology, TopologyOptions},
 };
 
-/// Says why the test cannot run here; where everything is expected to run, that is a failure.
 fn skip() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "not root"
-    } else if !Path::new("/usr/sbin/libvirtd").exists() {
-        "no libvirtd; run tests/install"
-    } else {
-        return false;
-    };
-    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{missing}, and LSM_EXPECT_ALL is set");
-    eprintln!("skipped: {missing}");
-    true
+    needs::lacking(needs::missing(&["/usr/sbin/libvirtd"], "run tests/install"))
 }
 
 const HOOK: &str = "#!/bin/sh\necho \"$@\" >>/run/lsm/hook-was-called\n";

@@ -2,12 +2,12 @@
 //! between them.
 #![allow(clippy::unwrap_used)] // clippy takes only the test functions themselves for tests
 
-use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lsm_tests::capture::{Capture, Frame, Scope};
 use lsm_tests::measure::{self, Window};
+use lsm_tests::needs;
 use lsm_tests::netns::Netns;
 use lsm_tests::traffic::{ClientOptions, ClientProcess, Log, Origin, Subflow, subflows, token_of};
 
@@ -16,18 +16,8 @@ const CLIENT: &str = "10.77.1.1";
 const OLD: &str = "10.77.1.2";
 const NEW: &str = "10.77.1.3";
 
-/// Says why the test cannot run here; where everything is expected to run, that is a failure.
 fn skip() -> bool {
-    let why = if !nix::unistd::geteuid().is_root() {
-        "not root"
-    } else if !Path::new("/proc/sys/net/mptcp").exists() {
-        "this kernel has no MPTCP"
-    } else {
-        return false;
-    };
-    assert!(std::env::var_os("LSM_EXPECT_ALL").is_none(), "{why}, and LSM_EXPECT_ALL is set");
-    eprintln!("skipped: {why}");
-    true
+    needs::lacking(needs::missing_mptcp())
 }
 
 /// Ends the programs it holds.
