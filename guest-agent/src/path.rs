@@ -32,6 +32,8 @@ pub async fn raise(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> 
     let new = find(kernel, plan.new).await?;
     let refuse = |mac: Mac| move |error: &dyn std::error::Error| Refusal::Path { mac, detail: chain(error) };
     let refuse_new = refuse(plan.new);
+    // Of another move, whose end failed, nothing is true any more.
+    record.paths = record.paths.filter(|paths| (paths.old.mac, paths.new.mac) == (plan.old, plan.new));
     let old_exit = match record.paths {
         Some(paths) => paths.old.exit, // a repetition: the main table may have changed since
         None => exit_of(kernel, &old, address.is_ipv4())?,
@@ -131,10 +133,16 @@ pub async fn lower(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refus
 /// The old address goes and its vNIC is the spare; what was needed to tell two paths apart goes too.
 pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let Some(paths) = record.paths else { return Ok(()) };
-    let old = find(kernel, paths.old.mac).await?;
+    let old = match find(kernel, paths.old.mac).await {
+        Ok(old) => Some(old),
+        Err(Refusal::NoSuchVnic(_)) => None, // unplugged: its address went with it
+        Err(why) => return Err(why),
+    };
     let mut failures = Vec::new();
     let source = paths.old.exit.source;
-    if let Err(error) = kernel.vnics.remove_address(&old, source, paths.old.exit.prefix).await {
+    if let Some(old) = &old
+        && let Err(error) = kernel.vnics.remove_address(old, source, paths.old.exit.prefix).await
+    {
         failures.push(chain(&error));
     }
     let (temporary, lasting): (Vec<_>, Vec<_>) = std::mem::take(&mut record.changes)
@@ -142,7 +150,9 @@ pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(),
         .partition(|c| matches!(c, Change::Rule(_) | Change::Table(_) | Change::Sysctl { .. }));
     drop(lasting); // the new address and the default route are the VM's own now
     failures.extend(take_back(kernel, temporary).await);
-    if let Err(error) = kernel.vnics.set_up(&old, false).await {
+    if let Some(old) = &old
+        && let Err(error) = kernel.vnics.set_up(old, false).await
+    {
         failures.push(chain(&error));
     }
     record.paths = None;
