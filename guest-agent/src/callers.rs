@@ -44,10 +44,10 @@ mod tests {
         let (first, mut first_hears) = oneshot::channel();
         let (other, mut other_hears) = oneshot::channel();
         let (second, mut second_hears) = oneshot::channel();
-        callers.0.push((MIGRATION, gave_up));
         callers.wait(MIGRATION, first);
         callers.wait(MigrationId([2; 16]), other);
         callers.wait(MIGRATION, second);
+        callers.0.insert(0, (MIGRATION, gave_up));
         let aborted = FromGuest::Aborted { migration: MIGRATION };
         let refused = FromGuest::Refused { migration: MIGRATION, why: lsm_protocol::Refusal::NotPrepared };
         callers.answer(MIGRATION, &refused);
