@@ -244,7 +244,7 @@ impl Interface {
     }
 
     /// From now on moves wait for the caller: each, once prepared, until `Release` is called or so many milliseconds have
-    /// passed since it began; 4000 at most, however many hold. Ends with the caller's connection. Gives a cookie.
+    /// passed since it began; 4000 at most, or what guest.toml allows, however many hold. Ends with the caller's connection. Gives a cookie.
     async fn hold(&self, #[zbus(header)] header: Header<'_>, reason: &str, milliseconds: u32) -> fdo::Result<u32> {
         let (owner, reason) = (self.owner(&header), reason.to_owned());
         let cookie = self.ask(|answer| Call::Hold { owner, reason, milliseconds, answer }).await?;

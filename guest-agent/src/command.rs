@@ -94,7 +94,7 @@ enum Command {
         /// What for: status and log name it.
         #[arg(long)]
         reason: String,
-        /// No longer than this since a move began, in milliseconds; 4000 at most.
+        /// No longer than this since a move began, in milliseconds; 4000 at most, or what guest.toml allows.
         #[arg(long, default_value_t = 4_000)]
         ms: u32,
         #[arg(required = true, trailing_var_arg = true)]

@@ -4,8 +4,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use lsm_protocol::{Millis, guest::HOLD};
 use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
@@ -21,6 +23,16 @@ pub(crate) const MOST_UNITS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub mptcp: Mptcp,
+    /// How long programs in the VM may hold a preparation back, all together.
+    pub hold_limit: Millis,
+    /// How long each script of `switched.d` may run.
+    pub script_deadline: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { mptcp: Mptcp::default(), hold_limit: HOLD, script_deadline: lsm_scripts::DEADLINE }
+    }
 }
 
 /// Which programs get Multipath TCP without having asked for it.
@@ -84,16 +96,28 @@ impl Config {
             at: error.span().map_or(0, |span| span.start),
             what: error.message().trim().replace('\n', ", "),
         })?;
-        let mut mptcp = Mptcp::default();
+        let mut config = Config::default();
         if let Some(force) = file.mptcp.force {
-            mptcp.force = read_force(&force)?;
+            config.mptcp.force = read_force(&force)?;
         }
         if let Some(except) = file.mptcp.except {
             let at = except.span().start;
-            mptcp.except = except.into_inner().into_iter().map(Spanned::into_inner).collect();
-            check_units(&mptcp.except).map_err(|what| Wrong { at, what })?;
+            config.mptcp.except = except.into_inner().into_iter().map(Spanned::into_inner).collect();
+            check_units(&config.mptcp.except).map_err(|what| Wrong { at, what })?;
         }
-        Ok(Config { mptcp })
+        if let Some(limit) = file.hold.limit_ms {
+            config.hold_limit = *limit.get_ref();
+            if config.hold_limit > HOLD {
+                let what =
+                    format!("limit_ms may be {HOLD} at most, the default: hosts wait no longer; 0 lets nobody hold");
+                return Err(Wrong { at: limit.span().start, what });
+            }
+        }
+        if let Some(seconds) = file.scripts.deadline_s {
+            let at = seconds.span().start;
+            config.script_deadline = lsm_scripts::deadline(seconds.into_inner()).map_err(|what| Wrong { at, what })?;
+        }
+        Ok(config)
     }
 }
 
@@ -146,6 +170,10 @@ struct Wrong {
 struct File {
     #[serde(default)]
     mptcp: MptcpSection,
+    #[serde(default)]
+    hold: HoldSection,
+    #[serde(default)]
+    scripts: ScriptsSection,
 }
 
 #[derive(Default, Deserialize)]
@@ -153,6 +181,18 @@ struct File {
 struct MptcpSection {
     force: Option<Spanned<Value>>,
     except: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HoldSection {
+    limit_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScriptsSection {
+    deadline_s: Option<Spanned<u64>>,
 }
 
 #[cfg(test)]
@@ -166,7 +206,8 @@ mod tests {
     #[test]
     fn nothing_said_is_off() {
         let absent = Config::load(Path::new("/nonexistent/guest.toml")).unwrap();
-        assert_eq!(absent, Config { mptcp: Mptcp::default() });
+        assert_eq!(absent, Config::default());
+        assert_eq!((absent.hold_limit, absent.script_deadline), (4_000, Duration::from_secs(10)));
         assert_eq!(Config::parse("[mptcp]\n").unwrap(), absent);
         assert_eq!(absent.mptcp.force, Force::Off);
         assert!(Config::load(Path::new("/proc/self/mem")).unwrap_err().to_string().contains("cannot read"));
@@ -175,12 +216,13 @@ mod tests {
     #[test]
     fn the_shipped_file_shows_the_defaults() {
         let shipped = include_str!("../../packaging/guest.toml");
-        assert_eq!(Config::parse(shipped).unwrap(), Config { mptcp: Mptcp::default() });
+        assert_eq!(Config::parse(shipped).unwrap(), Config::default());
         let keys = shipped.lines().filter_map(|line| line.strip_prefix('#').filter(|l| l.contains(" = ")));
         let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ')).collect();
-        assert_eq!(keys.len(), 2, "{keys:?}");
-        let spelled_out = format!("[mptcp]\n{}", keys.join("\n"));
-        assert_eq!(Config::parse(&spelled_out).unwrap(), Config { mptcp: Mptcp::default() });
+        assert_eq!(keys.len(), 4, "{keys:?}");
+        let active = |line: &'static str| line.strip_prefix('#').filter(|key| keys.contains(key)).unwrap_or(line);
+        let spelled_out = shipped.lines().map(active).collect::<Vec<_>>().join("\n");
+        assert_eq!(Config::parse(&spelled_out).unwrap(), Config::default());
     }
 
     #[test]
@@ -193,6 +235,8 @@ mod tests {
         assert_eq!(force(r#"["nginx.service", "app-a@1.service", "machine.slice"]"#), Force::Units(some));
         let except = Config::parse("mptcp.except = [\"a.service\"]").unwrap().mptcp.except;
         assert_eq!(except, units(&["a.service"]));
+        let times = Config::parse("hold.limit_ms = 0\nscripts.deadline_s = 600").unwrap();
+        assert_eq!((times.hold_limit, times.script_deadline), (0, Duration::from_secs(600)));
     }
 
     #[test]
@@ -211,6 +255,11 @@ mod tests {
             ("[mptcp]\nexcept = [\"a.socket\"]", 2, 10, "write its whole name"),
             (&many, 1, 15, "65 units; 64 are allowed"),
             (&long, 1, 15, "write its whole name"),
+            ("[hold]\nlimit = 1", 2, 1, "unknown field `limit`"),
+            ("[hold]\nlimit_ms = 4001", 2, 12, "limit_ms may be 4000 at most"),
+            ("[hold]\nlimit_ms = -1", 2, 12, ""),
+            ("[scripts]\ndeadline_s = 0", 2, 14, "deadline_s must be from 1 to 600 seconds; the default is 10"),
+            ("[scripts]\ndeadline_s = 601", 2, 14, "deadline_s must be from 1 to 600 seconds"),
             ("[mptcp\n", 1, 7, ""),
         ] {
             let file = std::env::temp_dir().join(format!("lsm-config-{}", std::process::id()));

@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::VecDeque, net::IpAddr, path::Path, rc::Rc, ti
 use lsm_protocol::{
     Addressing, FromGuest, Mac, Millis, Refusal, Side, ToGuest,
     forecast::Forecast,
-    guest::{self, Ended, Event, Guest, Notice, Order, Step, holds::Holds},
+    guest::{Ended, Event, Guest, Notice, Order, Step, holds::Holds},
 };
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -63,7 +63,7 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
         closures: None,
         forecast: Forecast::default(),
         counting: Rc::default(),
-        holds: Holds::default(),
+        holds: Holds::new(config.hold_limit),
         signals: bus.signals.clone(),
         moves,
     };
@@ -73,8 +73,9 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
     tokio::spawn(serial::serve(news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
     tokio::spawn(bus::serve_system_bus(bus));
-    tokio::task::spawn_local(switched::tell(moves_out, told_in));
+    tokio::task::spawn_local(switched::tell(moves_out, told_in, config.script_deadline));
     daemon.tell_scripts(); // what an agent that died left undone
+    daemon.holds.begin(now()); // for a preparation that goes on
     daemon.feed(Event::Restarted).await;
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -362,7 +363,12 @@ impl Daemon {
                     Addressing::Static { address, .. } => address.to_string(),
                     _ => String::new(),
                 };
-                Signal::Preparing { migration: about, lan: plan.lan.clone(), address, most_ms: guest::HOLD as u32 }
+                Signal::Preparing {
+                    migration: about,
+                    lan: plan.lan.clone(),
+                    address,
+                    most_ms: self.holds.limit() as u32,
+                }
             }
             Notice::Switched { to, sure } => {
                 let Move { from, to, .. } = Move::to(to, migration, "", self.record.paths.as_ref()?);

@@ -1,7 +1,7 @@
 //! What the VM is told when it is at its new site: the operator's scripts in `/etc/lsm/switched.d`. One run after the
 //! other, beside the agent's own work.
 
-use std::{net::IpAddr, path::Path};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use lsm_protocol::{FromGuest, MigrationId, Side};
 use lsm_scripts::Ran;
@@ -47,10 +47,10 @@ impl Move {
     }
 }
 
-/// Runs the scripts for each move that comes in, and gives it back with what became of them.
-pub async fn tell(mut moves: mpsc::UnboundedReceiver<Move>, told: mpsc::UnboundedSender<Move>) {
+/// Runs the scripts for each move that comes in, and gives it back with what became of them. `deadline`: of each script.
+pub async fn tell(mut moves: mpsc::UnboundedReceiver<Move>, told: mpsc::UnboundedSender<Move>, deadline: Duration) {
     while let Some(mut one) = moves.recv().await {
-        one.scripts = Some(lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), lsm_scripts::DEADLINE).await);
+        one.scripts = Some(lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), deadline).await);
         let _ = told.send(one);
     }
 }

@@ -38,6 +38,8 @@ pub struct Config {
     pub peers: BTreeMap<String, Peer>,
     /// What the operator prefers where more than one thing would be right.
     pub policy: Policy,
+    /// How long each script of `moved.d` may run.
+    pub script_deadline: Duration,
 }
 
 /// This host's end of every tunnel.

@@ -8,6 +8,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use lsm_protocol::MigrationId;
@@ -61,15 +62,17 @@ pub struct Moves {
     file: PathBuf,
     /// One of each migration.
     last: RefCell<VecDeque<Move>>,
+    /// Of each script.
+    deadline: Duration,
     /// Migrations whose scripts run.
     running: RefCell<BTreeSet<String>>,
 }
 
 impl Moves {
-    pub fn open(directory: &Path) -> io::Result<Moves> {
+    pub fn open(directory: &Path, deadline: Duration) -> io::Result<Moves> {
         let file = directory.join("moved.json");
         let last: VecDeque<Move> = read_json(&file)?.unwrap_or_default();
-        Ok(Moves { file, last: last.into(), running: RefCell::default() })
+        Ok(Moves { file, last: last.into(), deadline, running: RefCell::default() })
     }
 
     /// Each, the latest last.
@@ -135,7 +138,7 @@ impl Moves {
             let migration = one.migration.clone();
             let mut next = Some(one);
             while let Some(one) = next {
-                let ran = lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), lsm_scripts::DEADLINE).await;
+                let ran = lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), moves.deadline).await;
                 if let Some(of) = moves.last.borrow_mut().iter_mut().find(|of| of.is(&one)) {
                     of.scripts = Some(ran);
                 }
@@ -177,7 +180,7 @@ mod tests {
     async fn a_guest_that_repeats_itself_has_not_moved_again_however_many_have_come() {
         let directory = std::env::temp_dir().join(format!("lsm-moved-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let moves = Rc::new(Moves::open(&directory).unwrap());
+        let moves = Rc::new(Moves::open(&directory, lsm_scripts::DEADLINE).unwrap());
         let hear = |number: u8, to: &str| {
             let (migration, of) = moved(number, to);
             moves.heard(migration, of);
@@ -196,7 +199,7 @@ mod tests {
         assert_eq!((back.len(), back.last().unwrap().1.as_str()), (all.len(), "10.1.0.7"), "switched back by hand");
         (1..=most).for_each(|number| moves.over(moved(number, "10.2.0.7").0));
         assert_eq!(moves.all().len(), REMEMBERED);
-        assert_eq!(Moves::open(&directory).unwrap().all().len(), REMEMBERED);
+        assert_eq!(Moves::open(&directory, lsm_scripts::DEADLINE).unwrap().all().len(), REMEMBERED);
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -80,7 +80,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         tunnels: Tunnels::open()?,
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory)?.into(),
-        moves: Rc::new(Moves::open(directory)?),
+        moves: Rc::new(Moves::open(directory, config.script_deadline)?),
         state: directory.join("migrations"),
         config,
     });

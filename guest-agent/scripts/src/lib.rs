@@ -9,8 +9,22 @@ use std::{fmt, path::Path, time::Duration};
 use fitness::Script;
 use serde::{Deserialize, Serialize};
 
-/// A script that takes longer is killed, with all of its process group.
+/// A script that takes longer is killed, with all of its process group. Both configurations can say otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+/// The longest that they can say: scripts wait for each other, and a host's service does not end while one runs.
+pub const LONGEST_DEADLINE: Duration = Duration::from_secs(600);
+
+/// A deadline as it is configured, in seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn deadline(seconds: u64) -> Result<Duration, String> {
+    let most = LONGEST_DEADLINE.as_secs();
+    if !(1..=most).contains(&seconds) {
+        return Err(format!("deadline_s must be from 1 to {most} seconds; the default is {}", DEADLINE.as_secs()));
+    }
+    Ok(Duration::from_secs(seconds))
+}
 
 /// What became of a script.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &Arguments, directory: &Path) -> Result<(), super::
         return Ok(());
     }
     if !arguments.status {
-        let Config { mptcp } = Config::load(&arguments.config)?;
+        let Config { mptcp, .. } = Config::load(&arguments.config)?;
         force::apply(&mptcp, directory).map_err(|error| path::chain(&error))?;
     }
     let standing = force::standing(directory);

@@ -38,7 +38,12 @@ pub(super) fn config(file: File) -> Checked<Config> {
     let tunnel = tunnel(&file.tunnel)?;
     let lans = lans(&file.lan)?;
     let peers = peers(&file.peer, &name, tunnel.is_some())?;
-    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, policy: policy(&file.policy)? })
+    let policy = policy(&file.policy)?;
+    let script_deadline = match &file.scripts.deadline_s {
+        Some(s) => lsm_scripts::deadline(*s.get_ref()).or_else(|what| wrong(s.span(), what))?,
+        None => lsm_scripts::DEADLINE,
+    };
+    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, policy, script_deadline })
 }
 
 fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {

@@ -25,6 +25,8 @@ pub(super) struct File {
     pub(super) peer: BTreeMap<Text, Peer>,
     #[serde(default)]
     pub(super) policy: Policy,
+    #[serde(default)]
+    pub(super) scripts: Scripts,
 }
 
 #[derive(Default, Deserialize)]
@@ -79,4 +81,10 @@ pub(super) struct Policy {
     pub(super) drain: Option<Text>,
     pub(super) min_survival: Option<Spanned<Value>>,
     pub(super) lease_s: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Scripts {
+    pub(super) deadline_s: Option<Spanned<u64>>,
 }

@@ -29,6 +29,7 @@ fn an_empty_file_is_the_defaults() {
     let config = Config::parse("").unwrap();
     assert_eq!(config.listen.to_string(), "0.0.0.0:16519");
     assert_eq!((config.tunnel, config.tls, config.policy), (None, Tls::default(), Policy::default()));
+    assert_eq!(config.script_deadline, Duration::from_secs(10));
     assert!(!config.name.is_empty() && config.lans.is_empty() && config.peers.is_empty());
 }
 
@@ -40,7 +41,7 @@ fn the_shipped_file_shows_the_defaults_and_nothing_else() {
     told.name = shown.name.clone();
     assert_eq!(shown, told);
     // Every key of the file's structs is shown: an unknown key's error lists what there is.
-    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy"] {
+    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy", "scripts"] {
         let header = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let known = Config::parse(&format!("{header}zzz = 1")).unwrap_err().what;
         for key in known.split('`').skip(3).step_by(2) {
@@ -90,6 +91,8 @@ fn every_key_arrives() {
         drain = "10m"
         min_survival = "95%"
         lease_s = 9
+        [scripts]
+        deadline_s = 600
         "#,
     )
     .unwrap();
@@ -100,6 +103,7 @@ fn every_key_arrives() {
     assert_eq!((name, lan.mtu, lan.pool.addresses().count()), ("v6", 9000, 17));
     assert_eq!(config.offered_lan().unwrap().0, "v4", "the only one that is left");
     assert_eq!(config.peer_names(), ["b.example.org"]);
+    assert_eq!(config.script_deadline, Duration::from_secs(600));
     assert_eq!(
         config.policy,
         Policy {
@@ -121,7 +125,7 @@ fn errors_say_where_and_what_to_do() {
         (
             "name = \"montreal\"",
             "nmae = \"montreal\"",
-            "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`",
+            "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`",
         ),
         (
             "name = \"montreal\"",
@@ -294,6 +298,11 @@ fn errors_say_where_and_what_to_do() {
             "[peer.dallas]",
             "[policy]\nlease_s = 1\n[peer.dallas]",
             "11:11: lease_s must be from 5 to 86400 seconds; the default is 60",
+        ),
+        (
+            "[peer.dallas]",
+            "[scripts]\ndeadline_s = 601\n[peer.dallas]",
+            "11:14: deadline_s must be from 1 to 600 seconds; the default is 10",
         ),
         (
             "[peer.dallas]",

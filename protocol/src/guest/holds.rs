@@ -34,8 +34,10 @@ impl fmt::Display for Hold {
 /// Why a hold is not given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoHold {
-    #[error("a hold of 0 ms holds nothing; moves can be held back up to {HOLD} ms")]
-    Empty,
+    #[error("no program may hold moves back in this VM: limit_ms under [hold] in guest.toml is 0")]
+    Off,
+    #[error("a hold of 0 ms holds nothing; moves can be held back up to {0} ms")]
+    Empty(Millis),
     #[error("say in 1 to {LONGEST} bytes, without line breaks, what for: operators will ask")]
     Reason,
     #[error("{MOST} holds are taken already; \"lsm-guest status\" names them")]
@@ -45,8 +47,10 @@ pub enum NoHold {
 }
 
 /// All of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Holds {
+    /// So long after its beginning, a preparation waits for nobody. [`HOLD`] at most; 0: nobody may hold.
+    limit: Millis,
     held: Vec<Hold>,
     last: u32,
     /// When the last preparation began.
@@ -54,13 +58,25 @@ pub struct Holds {
 }
 
 impl Holds {
-    /// A hold for `lasts`, or [`HOLD`] if that is less.
+    pub fn new(limit: Millis) -> Holds {
+        Holds { limit: limit.min(HOLD), held: Vec::new(), last: 0, begun: 0 }
+    }
+
+    /// How long a preparation can be held back.
+    pub fn limit(&self) -> Millis {
+        self.limit
+    }
+
+    /// A hold for `lasts`, or the limit if that is less.
     ///
     /// # Errors
     /// [`NoHold`] says why not.
     pub fn take(&mut self, now: Millis, owner: &str, reason: &str, lasts: Millis) -> Result<u32, NoHold> {
+        if self.limit == 0 {
+            return Err(NoHold::Off);
+        }
         if lasts == 0 {
-            return Err(NoHold::Empty);
+            return Err(NoHold::Empty(self.limit));
         }
         if reason.is_empty() || reason.len() > LONGEST || reason.contains(char::is_control) {
             return Err(NoHold::Reason);
@@ -73,7 +89,8 @@ impl Holds {
             self.last = self.last.wrapping_add(1).max(1);
         }
         let cookie = self.last;
-        self.held.push(Hold { cookie, owner: owner.into(), reason: reason.into(), lasts: lasts.min(HOLD), taken: now });
+        let lasts = lasts.min(self.limit);
+        self.held.push(Hold { cookie, owner: owner.into(), reason: reason.into(), lasts, taken: now });
         Ok(cookie)
     }
 
@@ -98,7 +115,8 @@ impl Holds {
 
     /// Until when the preparation that began last is held back; in the past if it is not.
     pub fn until(&self) -> Millis {
-        self.held.iter().map(|hold| hold.taken.max(self.begun) + hold.lasts).max().unwrap_or(0)
+        let last = self.held.iter().map(|hold| hold.taken.max(self.begun) + hold.lasts).max();
+        last.map_or(0, |at| at.min(self.begun + self.limit))
     }
 
     /// Each, the oldest first.
@@ -113,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_hold_counts_from_the_preparation_or_from_its_taking() {
-        let mut holds = Holds::default();
+        let mut holds = Holds::new(HOLD);
         holds.begin(10_000);
         assert_eq!(holds.until(), 0);
         let early = holds.take(5_000, "a", "database", 700).unwrap();
@@ -131,11 +149,11 @@ mod tests {
 
     #[test]
     fn a_hold_is_its_owner_s_and_bounded() {
-        let mut holds = Holds::default();
+        let mut holds = Holds::new(HOLD);
         let cookie = holds.take(0, "a", "for ever", Millis::MAX).unwrap();
         assert_eq!(holds.until(), HOLD);
         assert_eq!(holds.release("b", cookie), Err(NoHold::Unknown(cookie)));
-        assert_eq!(holds.take(0, "a", "nothing", 0), Err(NoHold::Empty));
+        assert_eq!(holds.take(0, "a", "nothing", 0), Err(NoHold::Empty(HOLD)));
         let long = "x".repeat(LONGEST + 1);
         for reason in ["", "two\nlines", long.as_str()] {
             assert_eq!(holds.take(0, "a", reason, 1), Err(NoHold::Reason));
@@ -147,5 +165,21 @@ mod tests {
         }
         assert_eq!(holds.take(0, "a", "too many", 1), Err(NoHold::Full));
         assert_eq!(holds.release("a", cookie).unwrap().reason, "for ever");
+    }
+
+    #[test]
+    fn the_limit_is_the_configured_one_for_all_together() {
+        let mut holds = Holds::new(1_500);
+        holds.begin(10_000);
+        holds.take(0, "a", "from the beginning", Millis::MAX).unwrap();
+        assert_eq!((holds.until(), holds.all()[0].lasts), (11_500, 1_500));
+        holds.take(11_000, "b", "later", 1_500).unwrap();
+        assert_eq!(holds.until(), 11_500, "one after the other they would last longer");
+        assert_eq!(Holds::new(Millis::MAX).limit(), HOLD);
+
+        let mut nobody = Holds::new(0);
+        assert_eq!(nobody.take(0, "a", "database", 700), Err(NoHold::Off));
+        nobody.begin(10_000);
+        assert_eq!(nobody.until(), 0);
     }
 }
