@@ -1,6 +1,6 @@
 //! `migrate begin`: who runs this VM, where do its vNICs belong here, and what is the source offered.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Addressing, Decline, Drain, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
@@ -64,6 +64,10 @@ pub enum Refused {
         "the VM has no spare vNIC: {0}; add one, or wait until its last move has settled (on the host where it runs, \"lsm-hook status\" shows what that waits for, and \"lsm-hook release VM\" ends it)"
     )]
     NoSpare(String),
+    #[error(
+        "vNIC {mac} still holds the VM's address of {lan}, a LAN of this host: a VM can return to a LAN only after its move away from there has settled; wait for it (on the host where it runs, \"lsm-hook status\" shows what that waits for), or end it there with \"lsm-hook release VM\", and with it the connections that have only the old address"
+    )]
+    StillHeld { mac: Mac, lan: String },
     #[error("the pool of LAN {0} has no free address; enlarge [lan.{0}] pool")]
     PoolExhausted(String),
     #[error("{short}: {named}")]
@@ -82,19 +86,17 @@ pub enum Refused {
 pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Result<Verdict, Refused> {
     let Located { name, running, round_trip, peer, mut news } = locate(host, vm).await?;
     let active = running.vnics.iter().find(|v| v.mac == running.active);
-    let home_lan = active.and_then(|v| v.lan.clone());
-    if let Some(lan) = home_lan.as_ref().and_then(|lan| host.config.lans.get(lan)) {
-        let plugs = plugs(host, &running, &[(running.active, lan.bridge.clone(), home_lan.clone())]).await?;
-        return Ok(Verdict::Plug(rewrite(xml, &plugs)?));
-    }
-    let Some(home_lan) = home_lan else {
+    let Some(home_lan) = active.and_then(|v| v.lan.clone()) else {
         let lan = domain.vnics.iter().find_map(|v| v.lan.clone()).unwrap_or_default();
         return Err(Refused::UnknownLan { lan, mac: running.active, peer: name });
     };
+    if let Some(lan) = host.config.lans.get(&home_lan) {
+        let plugs = plugs(host, &running, &[(running.active, lan.bridge.clone(), Some(home_lan))]).await?;
+        return Ok(Verdict::Plug(rewrite(xml, &plugs)?));
+    }
     let (lan_name, lan) = host.config.offered_lan().ok_or(Refused::NoLan)?;
     need_bridge(host, lan_name, lan).await?;
-    let spare = running.vnics.iter().find(|v| v.mac != running.active && v.lan.is_none());
-    let new = spare.map(|v| v.mac).ok_or_else(|| Refused::NoSpare(held(&running)))?;
+    let new = spare(&running, &host.config.lans)?;
     let underlay = host.underlay().map_err(Refused::Here)?;
     let policy = host.config.policy;
     let join = join(policy.join);
@@ -269,6 +271,17 @@ fn addressing(host: &Host, name: &str, lan: &Lan, vm: Uuid) -> Result<Addressing
     Ok(Addressing::Static { address, prefix_len: lan.prefix.length(), gateway: lan.gateway })
 }
 
+/// The vNIC that gets an address here. A VM whose vNICs all hold one is in the middle of its last move, and the guest
+/// does one at a time.
+fn spare(running: &Running, here: &BTreeMap<String, Lan>) -> Result<Mac, Refused> {
+    let mut others = running.vnics.iter().filter(|v| v.mac != running.active);
+    if let Some(spare) = others.clone().find(|v| v.lan.is_none()) {
+        return Ok(spare.mac);
+    }
+    let returns = others.find_map(|v| Some((v.mac, v.lan.clone().filter(|lan| here.contains_key(lan))?)));
+    Err(returns.map_or_else(|| Refused::NoSpare(held(running)), |(mac, lan)| Refused::StillHeld { mac, lan }))
+}
+
 fn held(running: &Running) -> String {
     let held = running.vnics.iter().filter_map(|v| Some(format!("{} holds an address of {}", v.mac, v.lan.as_ref()?)));
     held.collect::<Vec<_>>().join(", ")
@@ -278,4 +291,71 @@ fn random() -> std::io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use lsm_protocol::VnicPlace;
+
+    use super::*;
+    use crate::config::Config;
+
+    const A: Mac = Mac([0x52, 0x54, 0, 0, 0, 0xa]);
+    const B: Mac = Mac([0x52, 0x54, 0, 0, 0, 0xb]);
+
+    /// A VM that has come from montreal (vNIC A) to dallas (vNIC B).
+    fn came_to_dallas(old: Option<&str>) -> Running {
+        let place = |mac, lan: Option<&str>| VnicPlace { mac, lan: lan.map(str::to_owned) };
+        let vnics = vec![place(A, old), place(B, Some("dallas"))];
+        Running { vnics, active: B, underlay: [198, 51, 100, 2].into(), mtu: 1_500 }
+    }
+
+    fn lans(name: &str) -> BTreeMap<String, Lan> {
+        let text = format!(
+            "[lan.{name}]\nbridge = \"br0\"\nprefix = \"10.9.0.0/24\"\ngateway = \"10.9.0.1\"\npool = \"10.9.0.9\"\n"
+        );
+        let file = std::env::temp_dir().join(format!("lsm-admission-{name}-{}.toml", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let lans = Config::load(&file).unwrap().lans;
+        std::fs::remove_file(&file).unwrap();
+        lans
+    }
+
+    #[test]
+    fn a_third_site_waits_until_the_first_one_s_address_is_given_up() {
+        let oslo = lans("oslo");
+        let told = spare(&came_to_dallas(Some("montreal")), &oslo).unwrap_err().to_string();
+        for words in [
+            "the VM has no spare vNIC",
+            "52:54:00:00:00:0a holds an address of montreal",
+            "wait until its last move has settled",
+            "\"lsm-hook release VM\" ends it",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        assert_eq!(spare(&came_to_dallas(None), &oslo).unwrap(), A, "settled, the old vNIC is the spare");
+    }
+
+    #[test]
+    fn a_return_waits_until_the_address_there_is_given_up() {
+        let montreal = lans("montreal");
+        let told = spare(&came_to_dallas(Some("montreal")), &montreal).unwrap_err().to_string();
+        for words in [
+            "vNIC 52:54:00:00:00:0a still holds the VM's address of montreal",
+            "only after its move away from there has settled",
+            "\"lsm-hook release VM\"",
+            "the connections that have only the old address",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        assert_eq!(spare(&came_to_dallas(None), &montreal).unwrap(), A);
+    }
+
+    #[test]
+    fn one_more_vnic_is_a_spare_meanwhile() {
+        let mut running = came_to_dallas(Some("montreal"));
+        let third = Mac([0x52, 0x54, 0, 0, 0, 0xc]);
+        running.vnics.push(VnicPlace { mac: third, lan: None });
+        assert_eq!(spare(&running, &lans("lima")).unwrap(), third);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     Drain, FromGuest, Join, Millis, Prepare, Refusal, Side, ToGuest,
-    guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Step},
+    guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Settling, Step},
 };
 
 use crate::world::{
@@ -443,4 +443,18 @@ fn refusals_name_the_migration_that_is_in_the_way() {
     let (_, orders) = busy.handle(START, Event::Told(ToGuest::Prepare(other)));
     let why = Refusal::Busy(OURS);
     assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration: FOREIGN, why })]);
+}
+
+#[test]
+fn a_way_back_while_the_old_address_is_held_is_refused_and_changes_nothing() {
+    let plan = offer(Join::Before, Drain::UntilIdle).prepare(false);
+    let back = Prepare { migration: FOREIGN, old: plan.new, new: plan.old, ..plan.clone() };
+    let counts = Counts { legacy: 1, ..Counts::default() };
+    for leaving in [Leaving::Draining { until: START + 1, landed: false }, Leaving::Holding { recount: START + 1 }] {
+        let held = Guest::Settling(Settling { plan: plan.clone(), counts, leaving, cut: None, failed: 0 });
+        let (after, orders) = held.clone().handle(START, Event::Told(ToGuest::Prepare(back.clone())));
+        let why = Refusal::Busy(OURS);
+        assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration: FOREIGN, why })]);
+        assert_eq!(after, held);
+    }
 }
