@@ -7,12 +7,12 @@ use lsm_protocol::{
     forecast::Forecast,
     guest::{Ended, Event, Guest, Notice, Order, Step, holds::Holds},
 };
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     bus::{self, Bus, Call},
     callers::Callers,
-    closures::Closures,
+    changes,
     config::{Config, Force, Mptcp},
     endpoints, force, foresight, invitation,
     kernel::Kernel,
@@ -28,13 +28,6 @@ use crate::{
 
 /// The kernel's maxima.
 const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
-/// Changes of subflows within this time are counted once: a dump is not made per event.
-const COALESCE: Duration = Duration::from_millis(5);
-/// So are those within this many times what the last count took: among many connections, counting takes at most a third
-/// of the agent's time while they join, and leaves the kernel to the joins.
-const COALESCE_COUNTS: u32 = 2;
-/// Ends of connections within this time are counted once: a busy server's are many.
-const CLOSURES: Duration = Duration::from_millis(100);
 /// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
 const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -68,7 +61,7 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
         moves,
     };
     daemon.set_up()?;
-    tokio::task::spawn_local(watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
+    tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
     tokio::spawn(vsock::listen(news_in.clone()));
     tokio::spawn(serial::serve(news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
@@ -125,44 +118,6 @@ fn force_plain_programs(wanted: &Mptcp, directory: &Path) {
 fn now() -> Millis {
     use nix::time::{ClockId, clock_gettime};
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000 + t.tv_nsec() as u64 / 1_000_000)
-}
-
-async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>, counting: Rc<Cell<Duration>>) {
-    let changed = Rc::new(Notify::new());
-    let wake = changed.clone();
-    let listen = async move {
-        loop {
-            match events.next().await {
-                Ok(_) => wake.notify_one(), // an overrun too is worth a count
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "no word from the path manager; counting on schedule only");
-                    return;
-                }
-            }
-        }
-    };
-    let count = async {
-        loop {
-            changed.notified().await;
-            if facts.send(Event::SubflowsChanged).is_err() {
-                return;
-            }
-            tokio::time::sleep(COALESCE).await;
-            // By now it has been counted: this runs on the thread that counts.
-            tokio::time::sleep(counting.get() * COALESCE_COUNTS).await;
-        }
-    };
-    tokio::join!(listen, count);
-}
-
-/// Connections of the old address that end, as changes of subflows.
-async fn tell_closures(old: IpAddr, facts: &mpsc::UnboundedSender<Event>) -> Result<(), crate::netlink::Error> {
-    let mut closures = Closures::open()?;
-    loop {
-        closures.of(old).await?;
-        let _ = facts.send(Event::SubflowsChanged);
-        tokio::time::sleep(CLOSURES).await;
-    }
 }
 
 struct Daemon {
@@ -521,7 +476,7 @@ impl Daemon {
             (Some(old), None) => {
                 let facts = self.facts.clone();
                 let task = tokio::task::spawn_local(async move {
-                    if let Err(error) = tell_closures(old, &facts).await {
+                    if let Err(error) = changes::tell_closures(old, &facts).await {
                         tracing::warn!(error = %chain(&error), "counting on schedule only");
                     }
                 });

@@ -3,6 +3,7 @@
 
 pub mod bus;
 mod callers;
+pub mod changes;
 pub mod check;
 pub mod closures;
 pub mod config;

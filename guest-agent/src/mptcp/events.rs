@@ -82,10 +82,18 @@ impl Events {
     /// # Errors
     /// When the kernel has no MPTCP or CAP_NET_ADMIN is missing.
     pub fn open() -> Result<Self, Error> {
+        Events::with_room(RECEIVE_BUFFER)
+    }
+
+    /// The same with a receive buffer of `bytes`, or the least that the kernel gives.
+    ///
+    /// # Errors
+    /// As [`Events::open`].
+    pub fn with_room(bytes: usize) -> Result<Self, Error> {
         let open = || {
             let family = resolve(&mut Channel::open(libc::NETLINK_GENERIC)?)?;
             let socket = netlink::socket(libc::NETLINK_GENERIC)?;
-            netlink::set_receive_buffer(&socket, RECEIVE_BUFFER)?;
+            netlink::set_receive_buffer(&socket, bytes)?;
             socket.set_non_blocking(true)?;
             socket.add_membership(family.events)?;
             let socket = watch(socket, Interest::READABLE)?;

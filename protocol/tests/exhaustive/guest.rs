@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use lsm_protocol::{
-    Drain, FromGuest, Join, Millis, Prepare, Refusal, Side, ToGuest,
+    Counts, Drain, FromGuest, Join, Millis, Prepare, Refusal, Side, ToGuest,
     guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Settling, Step},
 };
 

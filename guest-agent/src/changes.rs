@@ -1,0 +1,56 @@
+//! What makes it worth counting the connections: the kernel's word that subflows came or went, or connections ended.
+//! However many such words come at once, they are one count.
+
+use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
+
+use lsm_protocol::guest::Event;
+use tokio::sync::{Notify, mpsc};
+
+use crate::{closures::Closures, mptcp::Events, netlink::Error, path::chain};
+
+/// Changes of subflows within this time are counted once: a dump is not made per event.
+const COALESCE: Duration = Duration::from_millis(5);
+/// So are those within this many times what the last count took: among many connections, counting takes at most a third
+/// of the agent's time while they join, and leaves the kernel to the joins.
+const COALESCE_COUNTS: u32 = 2;
+/// Ends of connections within this time are counted once: a busy server's are many.
+const CLOSURES: Duration = Duration::from_millis(100);
+
+/// What the path manager tells, until it cannot be heard any more. `counting`: how long the last count took.
+pub async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>, counting: Rc<Cell<Duration>>) {
+    let changed = Rc::new(Notify::new());
+    let wake = changed.clone();
+    let listen = async move {
+        loop {
+            match events.next().await {
+                Ok(_) => wake.notify_one(), // an overrun too is worth a count
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "no word from the path manager; counting on schedule only");
+                    return;
+                }
+            }
+        }
+    };
+    let count = async {
+        loop {
+            changed.notified().await;
+            if facts.send(Event::SubflowsChanged).is_err() {
+                return;
+            }
+            tokio::time::sleep(COALESCE).await;
+            // By now it has been counted: this runs on the thread that counts.
+            tokio::time::sleep(counting.get() * COALESCE_COUNTS).await;
+        }
+    };
+    tokio::join!(listen, count);
+}
+
+/// Connections of the old address that end, as changes of subflows.
+pub(crate) async fn tell_closures(old: IpAddr, facts: &mpsc::UnboundedSender<Event>) -> Result<(), Error> {
+    let mut closures = Closures::open()?;
+    loop {
+        closures.of(old).await?;
+        let _ = facts.send(Event::SubflowsChanged);
+        tokio::time::sleep(CLOSURES).await;
+    }
+}
