@@ -1,6 +1,6 @@
 //! `lsm-guest run`: events to the machine, its orders to the kernel and the host. Decides nothing.
 
-use std::{cell::Cell, collections::VecDeque, net::IpAddr, path::Path, rc::Rc, time::Duration};
+use std::{cell::Cell, collections::VecDeque, path::Path, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Addressing, FromGuest, Mac, Millis, Refusal, Side, ToGuest,

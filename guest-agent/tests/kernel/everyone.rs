@@ -1,22 +1,25 @@
 //! Every connection: foreseen, joined behind a listener that is bound to one address, invited when it came late, and
 //! noticed when it ends.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, iter, net::IpAddr, path::PathBuf, rc::Rc, time::Duration};
 
 use lsm_guest::{
+    changes,
     closures::Closures,
     connections::{Diag, Subflow},
     endpoints, foresight, invitation,
     kernel::Kernel,
+    mptcp::{Events, Notice},
     record::{Paths, Plugged, Record},
     routing::Exit,
 };
 use lsm_protocol::{
     Mac, Side,
     forecast::{Fate, Forecast, Obstacle, Outcome},
+    guest::Event,
 };
 use socket2::Protocol;
-use tokio::time::timeout;
+use tokio::{sync::mpsc, task::LocalSet, time::timeout};
 
 use crate::{
     place::{alone, runtime, until},
@@ -253,5 +256,47 @@ fn the_end_of_a_legacy_connection_is_told() {
         assert!(!wait(scene.new, 300), "another address's");
         let left = Diag::open().unwrap().snapshot().unwrap().legacy;
         assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
+fn events_lost_for_want_of_room_are_made_up_for_by_a_count() {
+    alone(|| {
+        let scene = Scene::v4();
+        let runtime = runtime();
+        // The least room that the kernel gives: a few events fill it.
+        let tiny = || runtime.block_on(async { Events::with_room(1).unwrap() });
+        let (mut read_here, watched) = (tiny(), tiny());
+        let mut talkers: Vec<_> = (7001..7021).map(|port| scene.opened_by_client(port, Protocol::MPTCP)).collect();
+
+        let mut next = || {
+            let next = async { timeout(Duration::from_millis(200), read_here.next()).await };
+            runtime.block_on(next).ok().map(Result::unwrap)
+        };
+        let notices: Vec<Notice> = iter::from_fn(&mut next).collect();
+        assert_eq!(notices.first(), Some(&Notice::Overrun), "{notices:?}");
+        let token = |notice: &Notice| match notice {
+            Notice::Event(event) => Some(event.token),
+            Notice::Overrun => None,
+        };
+        let told: BTreeSet<u32> = notices.iter().filter_map(token).collect();
+        assert!(!told.is_empty() && told.len() < talkers.len(), "{notices:?}");
+
+        let (facts_in, mut facts) = mpsc::unbounded_channel();
+        let agent = LocalSet::new();
+        agent.spawn_local(changes::watch_subflows(watched, facts_in, Rc::default()));
+        let mut fact =
+            |limit| agent.block_on(&runtime, async { timeout(Duration::from_millis(limit), facts.recv()).await });
+        let mut diag = Diag::open().unwrap();
+        let mut count = || diag.snapshot().unwrap().connections.iter().filter(|c| has(c, scene.old)).count();
+        assert_eq!(fact(10_000), Ok(Some(Event::SubflowsChanged)), "nobody asks for a count");
+        assert_eq!(count(), talkers.len());
+
+        // And what happens later is heard again.
+        while fact(100).is_ok() {}
+        talkers.push(scene.opened_by_client(7021, Protocol::MPTCP));
+        assert_eq!(fact(10_000), Ok(Some(Event::SubflowsChanged)), "nothing is heard any more");
+        assert_eq!(count(), talkers.len());
+        end(talkers);
     });
 }
