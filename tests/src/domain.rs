@@ -137,7 +137,7 @@ impl Domain {
     <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initramfs}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off nowatchdog no_timer_check norandmaps preempt=full lsm=none psi=0 random.trust_cpu=on lab.name={name} lab.address={address}/24 lab.gateway={gateway} lab.mtu={mtu} {more}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off nowatchdog no_timer_check norandmaps nokaslr preempt=full lsm=none psi=0 random.trust_cpu=on lab.name={name} lab.address={address}/24 lab.gateway={gateway} lab.mtu={mtu} {more}</cmdline>
   </os>
   <features><acpi/></features>
   {cpu}

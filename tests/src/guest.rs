@@ -186,6 +186,21 @@ impl Guest {
         self.sites.iter().map(read).collect()
     }
 
+    /// Where the VM's processors are, a few times: it tells a kernel that hangs (always the same few places) from a program
+    /// that will not stop (ring 3) and from a VM that sleeps (HLT=1). Works when the VM answers nobody.
+    #[must_use]
+    pub fn processors(&self) -> String {
+        let ask = || {
+            let monitor = ["qemu-monitor-command", &self.domain().name, "--hmp", "info registers -a"];
+            self.site().and_then(|site| site.virsh(&monitor)).unwrap_or_else(|error| crate::shell::chain(&error))
+        };
+        let places = (0..10).map(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            ask().lines().filter(|line| line.contains("RIP=") || line.starts_with("CS =")).collect::<Vec<_>>().join(" ")
+        });
+        places.collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether the guest kernel itself has failed. Emulation can do that; it is not a connection that LSM lost.
     #[must_use]
     pub fn kernel_died(&self) -> bool {
