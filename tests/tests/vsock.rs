@@ -120,7 +120,7 @@ fn a_migration_as_a_host_leads_it() {
     loop {
         match line.answer().unwrap() {
             FromGuest::Settled { migration: of } if of == migration => break,
-            FromGuest::Switched { .. } => {}
+            FromGuest::Switched { .. } | FromGuest::Moved { .. } => {}
             other => panic!("waiting for Settled: {other:?}"),
         }
     }
