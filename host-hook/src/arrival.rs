@@ -257,12 +257,12 @@ impl Arrival {
 
     async fn build(&mut self, offer: &Offer) -> Result<(), Decline> {
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
-        let home = self.host.spec(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
+        let home = self.host.spec_to_build(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
         self.host.tunnels.build_vm_end(&home).await.map_err(failed)?;
         if offer.join == Join::Before {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
-            let advance = self.host.spec(offer.advance, offer, self.saved.remote, offer.mtu)?;
+            let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, CROSSING).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),
@@ -387,8 +387,8 @@ impl Arrival {
         }
     }
 
-    /// The operator's scripts hear of it.
-    /// The old address is the guest's word; the new one is known here, and a guest has no other.
+    /// The operator's scripts hear of it. The old address is the guest's word; the new one is known here, and a guest has
+    /// no other.
     fn tell_moved(&self, offer: &Offer, from: IpAddr, to: IpAddr) {
         let is_given = |at: IpAddr| matches!(offer.addressing, Addressing::Static { address, .. } if address == at);
         if is_given(from) == is_given(to) {

@@ -225,11 +225,11 @@ impl Departure {
                 old.mac
             ))
         })?;
-        let home = self.host.spec(offer.home, offer, offer.underlay, lan.mtu as u16)?;
+        let home = self.host.spec_to_build(offer.home, offer, offer.underlay, lan.mtu as u16)?;
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
         self.host.tunnels.build_lan_end(&home, &lan.bridge, false, CROSSING).await.map_err(failed)?;
         if offer.join == Join::Before {
-            let advance = self.host.spec(offer.advance, offer, offer.underlay, offer.mtu)?;
+            let advance = self.host.spec_to_build(offer.advance, offer, offer.underlay, offer.mtu)?;
             self.host.tunnels.build_vm_end(&advance).await.map_err(failed)?;
             let tap = new.tap.as_ref().ok_or_else(|| Decline::Tunnel(format!("vNIC {} has no tap", new.mac)))?;
             self.host.tunnels.plug(tap, &tunnel::bridge(offer.advance.vni)).await.map_err(failed)?;

@@ -38,8 +38,39 @@ pub struct Host {
 }
 
 impl Host {
-    /// One tunnel of an offer as this host builds it; `remote` is the other host's end.
+    /// [`Host::spec`] of a tunnel that is to be built, which is when the operator hears of its fragments.
+    pub fn spec_to_build(
+        &self,
+        tunnel: TunnelId,
+        offer: &Offer,
+        remote: IpAddr,
+        mtu: u16,
+    ) -> Result<TunnelSpec, Decline> {
+        let (spec, needed, available) = self.fit(tunnel, offer, remote, mtu)?;
+        if needed > available {
+            tracing::warn!(
+                migration = %offer.migration,
+                needed,
+                available,
+                "the LAN's full frames cross the underlay in fragments; raise its MTU for full speed"
+            );
+        }
+        Ok(spec)
+    }
+
+    /// One tunnel of an offer as this host has it; `remote` is the other host's end.
     pub fn spec(&self, tunnel: TunnelId, offer: &Offer, remote: IpAddr, mtu: u16) -> Result<TunnelSpec, Decline> {
+        self.fit(tunnel, offer, remote, mtu).map(|(spec, ..)| spec)
+    }
+
+    /// The tunnel, and the bytes that its full frames need on the underlay and have there.
+    fn fit(
+        &self,
+        tunnel: TunnelId,
+        offer: &Offer,
+        remote: IpAddr,
+        mtu: u16,
+    ) -> Result<(TunnelSpec, u32, u32), Decline> {
         let Underlay { address, .. } = self.underlay()?;
         let spec = TunnelSpec {
             vni: tunnel.vni,
@@ -54,14 +85,7 @@ impl Host {
         if available < LEAST_MTU || !path.carries_full_frames() {
             return Err(Decline::Mtu { needed: path.needed, available });
         }
-        if path.needed > available {
-            tracing::warn!(
-                needed = path.needed,
-                available,
-                "the LAN's full frames cross the underlay in fragments; raise its MTU for full speed"
-            );
-        }
-        Ok(spec)
+        Ok((spec, path.needed, available))
     }
 
     pub fn underlay(&self) -> Result<Underlay, Decline> {

@@ -49,8 +49,8 @@ fn mounts() -> io::Result<()> {
     fs::create_dir_all("/run/lsm")
 }
 
-/// A whole batch of 64 frames takes an emulated CPU that has to translate the code first some 40 ms, and nothing else
-/// runs meanwhile.
+/// A whole batch of 64 frames takes an emulated CPU long that has to translate the code first, and nothing else runs
+/// meanwhile.
 const CARD_PARAMETERS: &CStr = c"napi_weight=8";
 
 fn modules() -> io::Result<()> {
