@@ -1,0 +1,118 @@
+//! Events to the machine, and its orders carried out.
+
+use std::collections::VecDeque;
+
+use lsm_protocol::{
+    Refusal, Side,
+    guest::{Event, Guest, Order, Step},
+};
+
+use super::{Daemon, log::summary, now};
+use crate::{
+    endpoints, invitation,
+    path::{self, chain},
+};
+
+impl Daemon {
+    /// One event, and whatever follows from it at once.
+    pub(super) async fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let was = self.record.guest.name();
+            let was_awaiting = self.record.guest.deadline().map(|d| d.awaited);
+            let why = summary(&event);
+            let in_time = event != Event::Deadline;
+            let was_held = self.record.guest.is_held();
+            let (state, orders) = std::mem::take(&mut self.record.guest).handle(now(), event);
+            self.record.guest = state;
+            if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
+                self.stop_probe();
+            }
+            if was_held && !self.record.guest.is_held() && !in_time {
+                tracing::warn!(by = self.holders(), "held back for as long as may be; going on without them");
+            }
+            self.watch_closures();
+            self.note_moves(&orders);
+            // The flip goes first and is written down after: it can be repeated, the time cannot.
+            let urgent = orders.first() == Some(&Order::Do(Step::Prefer(Side::New)));
+            // What orders nothing can be learnt again.
+            if !urgent && !orders.is_empty() {
+                self.save();
+            }
+            for order in orders {
+                events.extend(self.carry_out(order).await);
+            }
+            if urgent {
+                self.save();
+            }
+            self.log(was, was_awaiting, &why);
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) -> Option<Event> {
+        match order {
+            Order::Do(step) => {
+                if step == Step::ProbeGateway {
+                    self.probe_gateway();
+                    return None;
+                }
+                let done = self.perform(step).await;
+                if let Err(why) = &done {
+                    tracing::warn!(?step, %why, "a step failed");
+                }
+                Some(match done {
+                    Ok(()) => Event::Done(step),
+                    Err(why) => Event::Failed(step, why),
+                })
+            }
+            Order::Count => {
+                let paths = self.record.paths?;
+                let flipped = matches!(self.record.guest, Guest::Switched(_) | Guest::Settling(_));
+                let begun = std::time::Instant::now();
+                let snapshot = self.kernel.diag.snapshot();
+                self.counting.set(begun.elapsed());
+                match snapshot {
+                    Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, flipped))),
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
+                        None
+                    }
+                }
+            }
+            Order::Learn => {
+                self.record.evidence.learn(now(), self.tally.outcomes());
+                if let Err(error) = self.record.save_evidence() {
+                    tracing::warn!(%error, "cannot write down who has joined; a restart would forget it");
+                }
+                None
+            }
+            Order::Reply(reply) => {
+                self.reply(reply);
+                None
+            }
+            Order::Notify(notice) => self.notify(notice),
+        }
+    }
+
+    async fn perform(&mut self, step: Step) -> Result<(), Refusal> {
+        let (kernel, record) = (&mut self.kernel, &mut self.record);
+        match step {
+            Step::RaisePath => {
+                let plan = record.guest.plan().cloned().ok_or(Refusal::NoSuchMigration)?;
+                path::raise(kernel, record, &plan).await
+            }
+            Step::ProbeGateway => Ok(()),
+            Step::Announce => endpoints::announce(kernel, record),
+            Step::Reannounce => endpoints::announce_again(kernel, record),
+            Step::Invite => invitation::invite(kernel, record),
+            Step::Prefer(side) => endpoints::prefer(kernel, record, side),
+            Step::TakeOver => {
+                self.announce_again_later();
+                path::take_over(&mut self.kernel, &mut self.record)
+            }
+            Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
+            Step::LowerPath => path::lower(kernel, record).await,
+            Step::ReleaseOld => path::release_old(kernel, record).await,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Who is told: the hosts, programs in the VM, the operator's scripts.
+
+use lsm_protocol::{
+    Addressing, FromGuest,
+    guest::{Ended, Event, Guest, Notice, Order},
+};
+
+use super::{Daemon, now};
+use crate::{signals::Signal, switched::Move};
+
+impl Daemon {
+    /// The scripts have run.
+    pub(super) fn told(&mut self, one: Move) {
+        let is = |moved: &Move| (moved.migration, moved.to) == (one.migration, one.to);
+        if self.record.moved.as_ref().is_some_and(is) {
+            self.record.moved = Some(one);
+            self.save();
+        }
+    }
+
+    /// Has the scripts run for a switch that they have not been run for.
+    pub(super) fn tell_scripts(&self) {
+        if let Some(one @ Move { scripts: None, .. }) = &self.record.moved {
+            let _ = self.moves.send(one.clone());
+        }
+    }
+
+    /// Before the state is written down: the scripts are owed from the same moment on.
+    pub(super) fn note_moves(&mut self, orders: &[Order]) {
+        for order in orders {
+            if let (Order::Notify(Notice::Switched { to, sure: true }), Some(plan), Some(paths)) =
+                (order, self.record.guest.plan(), &self.record.paths)
+            {
+                self.record.moved = Some(Move::to(*to, plan.migration, &plan.lan, paths));
+            }
+        }
+    }
+
+    pub(super) fn notify(&mut self, notice: Notice) -> Option<Event> {
+        let migration = match &self.record.guest {
+            Guest::Idle { last: Some(Ended::Settled(migration) | Ended::Aborted(migration)) } => Some(*migration),
+            guest => guest.migration(),
+        }?;
+        let about = migration.to_string();
+        let signal = match notice {
+            Notice::Preparing => {
+                self.holds.begin(now());
+                let plan = self.record.guest.plan()?;
+                let address = match plan.addressing {
+                    Addressing::Static { address, .. } => address.to_string(),
+                    _ => String::new(),
+                };
+                Signal::Preparing {
+                    migration: about,
+                    lan: plan.lan.clone(),
+                    address,
+                    most_ms: self.holds.limit() as u32,
+                }
+            }
+            Notice::Switched { to, sure } => {
+                let Move { from, to, .. } = Move::to(to, migration, "", self.record.paths.as_ref()?);
+                if sure && let Some(moved) = &self.record.moved {
+                    let message = moved.message();
+                    self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());
+                    self.tell_scripts();
+                }
+                Signal::Switched { migration: about, from: from.to_string(), to: to.to_string(), sure }
+            }
+            Notice::Settled => Signal::Settled { migration: about },
+            Notice::Aborted => Signal::Aborted { migration: about },
+        };
+        let _ = self.signals.send(signal); // an error: nobody is there to hear it
+        (notice == Notice::Preparing).then(|| Event::Held { until: self.holds.until() })
+    }
+
+    pub(super) fn reply(&mut self, reply: FromGuest) {
+        let about = match &reply {
+            FromGuest::Prepared { migration, .. }
+            | FromGuest::Refused { migration, .. }
+            | FromGuest::Switched { migration, .. }
+            | FromGuest::Settled { migration }
+            | FromGuest::Aborted { migration } => *migration,
+            FromGuest::Status(_) | FromGuest::Forecast(_) | FromGuest::Moved { .. } => return,
+        };
+        // A host that was not listening when the VM moved hears of it with every answer since.
+        let moved = self.record.moved.as_ref().filter(|moved| moved.migration == about).map(Move::message);
+        if let (FromGuest::Switched { .. } | FromGuest::Settled { .. }, Some(moved)) = (&reply, moved) {
+            self.hosts.retain(|(_, host)| host.send(moved.clone()).is_ok());
+        }
+        self.callers.answer(about, &reply);
+        self.hosts.retain(|(_, host)| host.send(reply.clone()).is_ok());
+    }
+}
