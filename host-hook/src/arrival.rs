@@ -89,6 +89,8 @@ pub struct Arrival {
     divert: Option<(Diversion, Outlet)>,
     /// What is found out beside the machine's work: the vNIC heard on its tap, the tunnels tried.
     facts: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+    /// The advance tunnel's removal.
+    parting: clock::Later,
     steps: clock::Steps,
     foresight: Foresight,
 }
@@ -105,6 +107,7 @@ impl Arrival {
             recorder: None,
             divert: None,
             facts,
+            parting: clock::Later::default(),
             steps,
             foresight: Foresight::default(),
         }
@@ -180,6 +183,10 @@ impl Arrival {
                     (reply, _) => Event::Guest(reply),
                 },
                 () = clock::sleep_until(deadline) => Event::Deadline,
+                () = self.parting.due() => {
+                    self.part(&offer).await;
+                    continue;
+                }
             };
             self.feed(vec![event], &offer).await;
         }
@@ -245,11 +252,16 @@ impl Arrival {
                     }
                 }
                 Order::RemoveAdvance => {
-                    self.keep_pointing(offer).await;
-                    self.recorder = None;
-                    self.remove(offer.advance, offer).await;
+                    self.parting.put_off();
+                    // Where no VM wakes up, there is nothing to wait for. A service that dies meanwhile is told again.
+                    if !matches!(self.saved.machine, Destination::Arrived { .. }) {
+                        self.part(offer).await;
+                    }
                 }
-                Order::RemoveHome => self.remove(offer.home, offer).await,
+                Order::RemoveHome => {
+                    self.part(offer).await;
+                    self.remove(offer.home, offer).await;
+                }
             }
         }
         events
@@ -350,11 +362,20 @@ impl Arrival {
         }
     }
 
+    /// From the advance tunnel, unless that is done.
+    async fn part(&mut self, offer: &Offer) {
+        if self.parting.take() {
+            self.keep_pointing(offer).await;
+            self.recorder = None;
+            self.remove(offer.advance, offer).await;
+        }
+    }
+
     /// The VM is here: what pointed at its tap for the move becomes what the bridge would have learnt.
     async fn keep_pointing(&mut self, offer: &Offer) {
         let Some((diversion, _)) = self.divert.take() else { return };
         let Some(tap) = self.saved.vm.as_ref().and_then(|vm| vm.vnic(offer.advance.mac)?.tap.clone()) else { return };
-        if !matches!(self.saved.machine, Destination::Arrived { .. }) {
+        if !matches!(self.saved.machine, Destination::Arrived { .. } | Destination::TakingDown { .. }) {
             return; // undone: the tap goes with its QEMU
         }
         if let Err(error) = self.host.fdb.keep(&diversion) {

@@ -67,6 +67,8 @@ pub struct Departure {
     divert: Option<Divert>,
     /// The destination tries the tunnels until the VM is let go.
     answering: Vec<Answering>,
+    /// The advance tunnel's removal.
+    parting: clock::Later,
     steps: clock::Steps,
     foresight: Foresight,
     /// An earlier service may have diverted the VM's frames and died before it wrote that down.
@@ -94,6 +96,7 @@ impl Departure {
             progress,
             divert: None,
             answering: Vec::new(),
+            parting: clock::Later::default(),
             steps,
             foresight: Foresight::default(),
             in_doubt,
@@ -153,6 +156,10 @@ impl Departure {
                 },
                 Some(left) = self.progress.1.recv() => Event::Progress { left },
                 () = clock::sleep_until(deadline) => Event::Deadline,
+                () = self.parting.due() => {
+                    self.part(&offer).await;
+                    continue;
+                }
             };
             self.feed(vec![event], &offer).await;
         }
@@ -204,10 +211,16 @@ impl Departure {
                 Order::Divert => self.divert(offer),
                 Order::UndoDivert => self.undo_divert(offer),
                 Order::RemoveAdvance => {
-                    self.unplug_spare(offer).await;
-                    self.remove(offer.advance, offer).await;
+                    self.parting.put_off();
+                    // Where no VM wakes up elsewhere, there is nothing to wait for.
+                    if !matches!(self.saved.machine, Source::Departed { .. }) {
+                        self.part(offer).await;
+                    }
                 }
-                Order::RemoveHome => self.remove(offer.home, offer).await,
+                Order::RemoveHome => {
+                    self.part(offer).await;
+                    self.remove(offer.home, offer).await;
+                }
             }
         }
         events
@@ -255,6 +268,14 @@ impl Departure {
                     tracing::warn!(migration = %offer.migration, error, "the destination cannot try the tunnels")
                 }
             }
+        }
+    }
+
+    /// From the advance tunnel, unless that is done.
+    async fn part(&mut self, offer: &Offer) {
+        if self.parting.take() {
+            self.unplug_spare(offer).await;
+            self.remove(offer.advance, offer).await;
         }
     }
 

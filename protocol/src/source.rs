@@ -276,7 +276,7 @@ impl Source {
             }
             (Source::Departed { offer, .. }, Event::Restarted) => {
                 let lease = now + offer.lease;
-                (Source::Departed { offer, lease }, vec![])
+                (Source::Departed { offer, lease }, vec![Order::RemoveAdvance]) // it may not have come to that
             }
 
             // ---- Undoing
