@@ -38,6 +38,9 @@ ln -s /proc/self/fd/2 "$dir/dev/stderr"
 mount --move "$dir/dev" /dev
 
 cd /
+# QEMU's table of open files begins as large as libvirtd's, which on a host of some VMs is hundreds. From one of 64, QEMU
+# grows it while it starts the VM's devices, and the VM's CPUs wait 14 ms for a grace period of RCU (expand_files, Linux 6.18).
+exec 255</dev/null
 dbus-daemon --config-file=/etc/lab-bus.conf --nofork --nopidfile &
 libvirtd --listen --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirtd.pid &
 until [ -S /run/dbus/system_bus_socket ] && [ -S /run/libvirt/libvirt-sock ]; do sleep 0.02; done

@@ -19,7 +19,12 @@ use crate::{
 
 /// Where all of a lab's sites keep their files. Removed when dropped, unless `LSM_KEEP` is set in the environment.
 #[derive(Debug)]
-pub struct LabDir(PathBuf);
+pub struct LabDir {
+    path: PathBuf,
+    /// For what is in memory on a real host: libvirt syncs its state to disk in `/run` at each step of a migration, and
+    /// a busy disk held up the word of a stop for 220 ms.
+    memory: PathBuf,
+}
 
 impl LabDir {
     /// Makes it, below the system's directory for temporary files.
@@ -27,25 +32,30 @@ impl LabDir {
     /// # Errors
     /// The disk is full, or such.
     pub fn new(topology: &Topology) -> Result<LabDir> {
-        let dir = std::env::temp_dir().join(topology.prefix());
-        fs::create_dir_all(&dir).during(|| format!("make {}", dir.display()))?;
-        if std::env::var_os("LSM_KEEP").is_none() {
-            keeper::keep("dir", &dir.display().to_string());
+        let path = std::env::temp_dir().join(topology.prefix());
+        let memory = Path::new("/dev/shm").join(topology.prefix());
+        for dir in [&path, &memory] {
+            fs::create_dir_all(dir).during(|| format!("make {}", dir.display()))?;
+            if std::env::var_os("LSM_KEEP").is_none() {
+                keeper::keep("dir", &dir.display().to_string());
+            }
         }
-        Ok(LabDir(dir))
+        Ok(LabDir { path, memory })
     }
 
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for LabDir {
     fn drop(&mut self) {
-        if std::env::var_os("LSM_KEEP").is_none() && fs::remove_dir_all(&self.0).is_ok() {
-            keeper::forget("dir", &self.0.display().to_string());
+        for dir in [&self.memory, &self.path] {
+            if std::env::var_os("LSM_KEEP").is_none() && fs::remove_dir_all(dir).is_ok() {
+                keeper::forget("dir", &dir.display().to_string());
+            }
         }
     }
 }
@@ -85,6 +95,11 @@ impl Site {
         let plan = topology.site(name);
         let dir = lab.path().join(name);
         let hosts: String = topology.sites().iter().map(|site| format!("{} {}\n", site.wan, site.name)).collect();
+        let run = lab.memory.join(name);
+        for path in [&dir, &run] {
+            fs::create_dir_all(path).during(|| format!("make {}", path.display()))?;
+        }
+        std::os::unix::fs::symlink(&run, dir.join("run")).during(|| format!("link to {}", run.display()))?;
         for private in [
             "etc/libvirt/hooks/qemu.d",
             "etc/lsm",
