@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::{exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan, vsock_device};
+use crate::{cores::Cores, exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan, vsock_device};
 
 /// The virtio-serial port that `lsm-guest` and `lsm-hook` speak over.
 pub const AGENT_PORT: &str = "org.lsm.guest.0";
@@ -50,6 +50,8 @@ pub struct Domain {
     pub mac_b: String,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// Cores that are for them alone.
+    pub cores: Option<Cores>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// MTU of both vNICs inside the VM.
@@ -88,6 +90,7 @@ impl Domain {
             mac_a,
             mac_b,
             vcpus: 1,
+            cores: None,
             memory_mib: 256,
             mtu: 1500,
             kvm: false,
@@ -116,6 +119,7 @@ impl Domain {
             ("qemu", "<cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>")
         };
         let cpu = self.cpu.as_deref().unwrap_or(cpu);
+        let cores = self.cores.as_ref().map(Cores::xml).unwrap_or_default();
         let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
         let metadata = self.metadata.as_deref().unwrap_or_default();
         let (console, lab_port, more) = (self.console(), exec::PORT, &self.command_line);
@@ -132,7 +136,7 @@ impl Domain {
   <name>{name}</name>
   <metadata>{metadata}</metadata>
   <memory unit='MiB'>{memory_mib}</memory>
-  {backing}<vcpu>{vcpus}</vcpu>
+  {backing}<vcpu>{vcpus}</vcpu>{cores}
   <os>
     <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
     <kernel>{kernel}</kernel>

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod carry;
 pub mod connections;
 pub mod conversation;
+pub mod cores;
 pub mod demo;
 pub mod domain;
 pub mod exec;

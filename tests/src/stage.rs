@@ -4,6 +4,7 @@ use std::{io::Read as _, path::PathBuf, process::Stdio, sync::Arc, time::Duratio
 
 use crate::{
     accelerator,
+    cores::Cores,
     domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
@@ -34,6 +35,8 @@ pub struct StageOptions {
     pub metadata: bool,
     /// Virtual CPUs of the VM.
     pub vcpus: u32,
+    /// Cores that are for them alone.
+    pub cores: Option<Cores>,
     /// How hosts reach the VM's agent.
     pub channel: Channel,
 }
@@ -47,6 +50,7 @@ impl Default for StageOptions {
             agent: true,
             metadata: true,
             vcpus: 1,
+            cores: None,
             channel: Channel::Serial,
         }
     }
@@ -153,6 +157,7 @@ impl Stage {
         let mut domain = Domain::new("vm", image, &topology.sites()[0]);
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
+        domain.cores = options.cores.clone();
         domain.channel = options.channel;
         if !options.metadata {
             domain.metadata = None;

@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use lsm_tests::{
+    cores::Cores,
     demo::{self, DemoOptions, Live, Outcome},
     report::{Demo, comparison, html, table},
     shell::chain,
@@ -104,8 +105,10 @@ fn main() -> ExitCode {
         wan_rate_mbit: arguments.rate,
         ..TopologyOptions::default()
     };
-    let stage =
-        StageOptions { kernel: arguments.kernel.clone(), vcpus: arguments.vcpus, topology, ..StageOptions::default() };
+    let cores = Cores::divide(arguments.vcpus);
+    cores.iter().for_each(Cores::leave_to_vm);
+    let (kernel, vcpus) = (arguments.kernel.clone(), arguments.vcpus);
+    let stage = StageOptions { kernel, vcpus, cores, topology, ..StageOptions::default() };
     let runs: Vec<(demo::Mode, &str)> = match arguments.mode {
         Mode::PreJoin => vec![(demo::Mode::PreJoin, arguments.switch.name())],
         Mode::PostJoin => vec![(demo::Mode::PostJoin, arguments.switch.name())],
