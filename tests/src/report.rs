@@ -9,6 +9,10 @@ mod table;
 pub use html::{Curves, Mark, html};
 pub use table::{comparison, table};
 
+/// Steps: the last data before the longest gap of all connections, and the first after it.
+pub const GAP_BEGINS: &str = "the longest gap begins";
+pub const GAP_ENDS: &str = "the longest gap ends";
+
 /// A run of the demo. Its JSON is the demo's interface. Times are in milliseconds, rates in 10^6 bits per second;
 /// what never happened is null.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -88,8 +92,23 @@ impl MoveReport {
 
     /// From RESUME to the first frame that the guest itself sent: before it, no agent could have done anything.
     pub fn awake_ms(&self) -> Option<f64> {
+        self.between_ms("arrived", "first frame of the VM")
+    }
+
+    /// From STOP to the last data before the longest gap: what was under way then still arrives.
+    pub fn in_flight_ms(&self) -> Option<f64> {
+        self.between_ms("paused", GAP_BEGINS)
+    }
+
+    /// From RESUME to the end of the longest gap: the slowest connection has data again. Less [`Self::in_flight_ms`] it is
+    /// what the gap exceeds the pause by.
+    pub fn all_again_ms(&self) -> Option<f64> {
+        self.between_ms("arrived", GAP_ENDS)
+    }
+
+    fn between_ms(&self, from: &str, to: &str) -> Option<f64> {
         let at = |name: &str| self.steps.iter().find(|step| step.name == name).map(|step| step.at_ms);
-        Some(at("first frame of the VM")? - at("arrived")?)
+        Some(at(to)? - at(from)?)
     }
 
     /// What went wrong, in words; `direct` tells whether the direct path was to be reached at all. Empty: nothing.
@@ -179,6 +198,16 @@ pub(crate) mod tests {
     fn what_never_happened_is_null() {
         let value = serde_json::to_value(MoveReport::default()).unwrap();
         assert!(value["arrival_to_direct_ms"]["to_vm"].is_null());
+    }
+
+    #[test]
+    fn the_gap_is_the_pause_and_its_two_ends() {
+        let step = |name: &str, at_ms| Step { name: name.into(), at_ms };
+        let steps = vec![step("paused", 100.0), step(GAP_BEGINS, 130.0), step("arrived", 500.0), step(GAP_ENDS, 552.0)];
+        let report = MoveReport { pause_ms: Some(400.0), longest_gap_ms: Some(422.0), steps, ..MoveReport::default() };
+        assert_eq!(report.in_flight_ms(), Some(30.0));
+        assert_eq!(report.all_again_ms(), Some(52.0));
+        assert_eq!(report.gap_minus_pause_ms(), Some(52.0 - 30.0));
     }
 
     #[test]

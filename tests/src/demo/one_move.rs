@@ -9,7 +9,7 @@ use crate::{
         Flow, Move, Tap, Window, datagram_gap, datagram_loss, joins, longest_gap_of_all, lost_frames, milliseconds,
         on_direct, rtt_median_ms, rtt_series, throughput, to_client, to_vm, usage,
     },
-    report::{ArrivalToDirect, Connections, Curves, Legacy, Mark, MoveReport, Step},
+    report::{ArrivalToDirect, Connections, Curves, GAP_BEGINS, GAP_ENDS, Legacy, Mark, MoveReport, Step},
     shell::{LabError, Result},
     site::Site,
     topology::{CLIENT, CLIENT_INTERFACE},
@@ -217,7 +217,10 @@ impl Watched<'_, '_> {
         let last_join = joined.values().copied().filter(|at| *at < self.resumed).max();
         let since = |at: Nanos| milliseconds(at.saturating_sub(self.started));
         let mut steps = vec![Step { name: "migrate".into(), at_ms: 0.0 }];
+        let longest = gaps.iter().map(|(_, gap)| gap).max_by_key(|gap| gap.length);
         for (name, at) in [
+            (GAP_BEGINS, longest.map(|gap| gap.from)),
+            (GAP_ENDS, longest.map(|gap| gap.from + gap.length)),
             ("prepared", last_join),
             ("paused", self.stopped),
             ("arrived", Some(self.resumed)),
@@ -245,7 +248,7 @@ impl Watched<'_, '_> {
             bytes_wrong: self.log.bytes_wrong().saturating_sub(self.play.log.bytes_wrong()) + self.legacy.bytes_wrong(),
             frames_lost: self.frames_lost(),
             pause_ms: self.stopped.map(|at| milliseconds(self.resumed.saturating_sub(at))),
-            longest_gap_ms: gaps.iter().map(|(_, gap)| milliseconds(gap.length)).reduce(f64::max),
+            longest_gap_ms: longest.map(|gap| milliseconds(gap.length)),
             udp_gap_ms: datagram_gap(self.legacy, during).map(|gap| milliseconds(gap.length)),
             udp_lost: udp.lost,
             arrival_to_direct_ms: direct.unwrap_or_default(),
@@ -264,7 +267,12 @@ impl Watched<'_, '_> {
             rtt: self.relative(rtt_series(self.log, shown)),
             marks: steps
                 .into_iter()
-                .filter(|step| !matches!(step.name.as_str(), "migrate" | "first frame of the VM" | "virsh done"))
+                .filter(|step| {
+                    !matches!(
+                        step.name.as_str(),
+                        "migrate" | "first frame of the VM" | "virsh done" | GAP_BEGINS | GAP_ENDS
+                    )
+                })
                 .map(|Step { name, at_ms }| Mark { name, at_ms })
                 .collect(),
             pause_ms: self.stopped.map(|at| (since(at), since(self.resumed))),

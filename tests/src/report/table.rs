@@ -54,6 +54,8 @@ pub(super) fn rows(moves: &[MoveReport]) -> Vec<(&'static str, String)> {
         ("arrival to direct path, to the VM", times(|report| report.arrival_to_direct_ms.to_vm)),
         ("arrival to the VM's first frame", times(MoveReport::awake_ms)),
         ("longest gap minus pause", times(MoveReport::gap_minus_pause_ms)),
+        ("its end after the arrival", times(MoveReport::all_again_ms)),
+        ("its beginning after the stop", times(MoveReport::in_flight_ms)),
         ("longest gap", times(|report| report.longest_gap_ms)),
         ("pause of the VM", times(|report| report.pause_ms)),
         ("round trip before", times(|report| report.rtt_before_ms)),
