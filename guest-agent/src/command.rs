@@ -7,15 +7,15 @@ mod force;
 
 use std::{collections::HashMap, path::PathBuf};
 
+use crate::{bus, config};
 use clap::{Parser, Subcommand, ValueEnum};
-use lsm_guest::{bus, config};
 use lsm_protocol::forecast::Shown;
 use tokio::net::UnixStream;
 
 /// Keeps this VM's Multipath TCP connections alive while it moves to another site.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
-pub(crate) struct Arguments {
+pub struct Arguments {
     /// State and socket of the daemon.
     #[arg(long, default_value = "/run/lsm", global = true)]
     directory: PathBuf,
@@ -142,12 +142,16 @@ trait Guest1 {
 
 type Failure = Box<dyn std::error::Error>;
 
-pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+/// Does what the command line asks for.
+///
+/// # Errors
+/// In words for the operator.
+pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { directory, command } = arguments;
     match &command {
         Command::Run { config } => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
-            return lsm_guest::daemon::run(&directory, config).await;
+            return crate::daemon::run(&directory, config).await;
         }
         Command::Force(arguments) => return force::run(arguments, &directory),
         Command::Check(arguments) => return check::run(arguments, &directory),

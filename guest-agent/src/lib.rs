@@ -6,6 +6,7 @@ mod callers;
 pub mod changes;
 pub mod check;
 pub mod closures;
+pub mod command;
 pub mod config;
 pub mod connections;
 pub mod daemon;

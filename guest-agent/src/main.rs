@@ -1,10 +1,9 @@
 //! `lsm-guest`: the agent inside the VM, and its command line.
 
-mod command;
-
 use std::process::ExitCode;
 
 use clap::Parser;
+use lsm_guest::command;
 
 fn main() -> ExitCode {
     let arguments = command::Arguments::parse();

@@ -2,14 +2,14 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use crate::{config, hook, service, status, story};
 use clap::{Parser, Subcommand};
-use lsm_hook::{config, hook, service, status, story};
 use lsm_protocol::forecast::Shown;
 
 /// Moves VMs between sites with their Multipath TCP connections: the host's side.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
-struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -46,7 +46,8 @@ enum Command {
     Hook { arguments: Vec<std::ffi::OsString> },
 }
 
-pub(crate) fn main() -> ExitCode {
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Hook { arguments } => return hook::run(&arguments),
         Command::Serve { config, directory } => serve(&config, &directory),
@@ -73,7 +74,7 @@ fn serve(config: &std::path::Path, directory: &std::path::Path) -> Result<(), St
 
 fn check(path: &std::path::Path) -> Result<(), String> {
     let config = config::Config::load(path).map_err(|e| story(&e))?;
-    lsm_hook::peer::Identity::load(&config.tls).map_err(|e| story(&e))?;
+    crate::peer::Identity::load(&config.tls).map_err(|e| story(&e))?;
     println!(
         "{}: good: {} LANs, {} peers, certificates in order",
         path.display(),

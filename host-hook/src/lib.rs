@@ -4,6 +4,7 @@
 mod admission;
 mod arrival;
 mod clock;
+pub mod command;
 pub mod config;
 mod departure;
 pub mod divert;

@@ -1,7 +1,5 @@
 //! `lsm-hook`: libvirt's hook, the host service, and the operator's command line.
 
-mod command;
-
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
 fn main() -> ExitCode {
@@ -10,6 +8,6 @@ fn main() -> ExitCode {
     // libvirt calls a link in qemu.d, by whatever name. Nothing else is started for it: most VMs are none of ours.
     match called {
         Some(name) if name != "lsm-hook" => lsm_hook::hook::run(&arguments[1..]),
-        _ => command::main(),
+        _ => lsm_hook::command::main(),
     }
 }

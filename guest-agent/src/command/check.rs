@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use lsm_guest::{
+use crate::{
     check::{self, Finding, Verdict},
     config,
 };
+use clap::Args;
 
 #[derive(Args)]
 pub(super) struct Arguments {

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use lsm_guest::{
+use crate::{
     config::{self, Config, Force, Mptcp},
     force, path,
 };
+use clap::Args;
 
 #[derive(Args)]
 pub(super) struct Arguments {

@@ -1,0 +1,3 @@
+//! What the man pages are made of.
+
+pub mod configuration;
