@@ -1,6 +1,7 @@
 //! The two ways a host reaches the guest, vsock and virtio-serial, with the same frames on both: the host says Hello
 //! first, the guest answers it, then messages flow both ways until either side goes.
 
+mod hotplug;
 pub mod serial;
 pub mod vsock;
 

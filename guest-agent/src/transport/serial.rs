@@ -28,25 +28,36 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{News, converse};
+use super::{News, converse, hotplug::Hotplug};
 use crate::raw;
 
 /// The port's name in the VM's definition.
 pub const NAME: &str = "org.lsm.guest.0";
-/// A port that is plugged in later is found by looking again.
+/// The kernel's class of such ports.
+const CLASS: &str = "virtio-ports";
+/// A port that cannot be used is tried again after this; so is one that is not there, where the kernel tells of none.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Serves the port for as long as the agent runs.
 pub async fn serve(news: mpsc::UnboundedSender<News>) {
+    // Before the first look: nothing that comes after it is missed.
+    let hotplug =
+        Hotplug::open().inspect_err(|error| tracing::info!(%error, "not told of devices; looking every 10 s"));
     loop {
-        match find(Path::new("/sys/class/virtio-ports")).and_then(|device| Port::open(&device)) {
+        match find(&Path::new("/sys/class").join(CLASS)).and_then(|device| Port::open(&device)) {
             Ok(port) => {
                 tracing::info!(port = NAME, "listening on virtio-serial");
                 if let Err(error) = converse_for_ever(port, &news).await {
                     tracing::warn!(%error, port = NAME, "the virtio-serial port is gone");
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Ok(hotplug) = &hotplug
+                    && hotplug.change(CLASS).await.is_ok()
+                {
+                    continue;
+                }
+            }
             Err(error) => tracing::warn!(%error, port = NAME, "cannot use the virtio-serial port"),
         }
         tokio::time::sleep(LOOK_AGAIN).await;
