@@ -94,7 +94,7 @@ impl Config {
     fn parse(text: &str) -> Result<Config, Wrong> {
         let file: File = toml::from_str(text).map_err(|error| Wrong {
             at: error.span().map_or(0, |span| span.start),
-            what: error.message().trim().replace('\n', ", "),
+            what: in_words(error.message()),
         })?;
         let mut config = Config::default();
         if let Some(force) = file.mptcp.force {
@@ -155,6 +155,18 @@ pub(crate) fn check_unit(unit: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{unit:?} is no unit with processes: write its whole name, NAME.service, NAME.slice or NAME.scope"))
+}
+
+/// What TOML says of it, on one line. A key that is not known here may be another version's.
+fn in_words(message: &str) -> String {
+    let message = message.trim().replace('\n', ", ");
+    if message.starts_with("unknown field") {
+        return format!(
+            "{message}; lsm-guest {} has no such key: is the file of another version?",
+            env!("CARGO_PKG_VERSION")
+        );
+    }
+    message
 }
 
 /// The first thing in the file that is wrong, and its offset in bytes.

@@ -40,7 +40,10 @@ const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::load(config)?;
     force_plain_programs(&config.mptcp, directory);
-    let record = Record::open(directory)?;
+    let record = Record::open(directory).map_err(|error| {
+        let place = directory.display();
+        format!("cannot keep state in {place}: {error}; see that it can be written and has room: df {place}; mount | grep run")
+    })?;
     let (news_in, mut news) = mpsc::unbounded_channel();
     let (calls_in, mut calls) = mpsc::unbounded_channel();
     let (facts_in, mut facts) = mpsc::unbounded_channel();

@@ -241,7 +241,7 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self, Wrong> {
         let file = toml::from_str(text)
-            .map_err(|e| Wrong { at: e.span().map_or(0, |s| s.start), what: e.message().trim().replace('\n', ", ") })?;
+            .map_err(|e| Wrong { at: e.span().map_or(0, |s| s.start), what: in_words(e.message()) })?;
         check::config(file)
     }
 
@@ -266,6 +266,18 @@ pub fn is_lan_name(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+}
+
+/// What TOML says of it, on one line. A key that is not known here may be another version's.
+fn in_words(message: &str) -> String {
+    let message = message.trim().replace('\n', ", ");
+    if message.starts_with("unknown field") {
+        return format!(
+            "{message}; lsm-hook {} has no such key: is the file of another version?",
+            env!("CARGO_PKG_VERSION")
+        );
+    }
+    message
 }
 
 /// The first thing in the file that is wrong.

@@ -388,7 +388,8 @@ impl Departure {
             return;
         }
         if let Err(error) = write_json(&self.file(offer), &self.saved) {
-            tracing::warn!(migration = %offer.migration, %error, "cannot save the state; a restart now would lose it");
+            let file = self.file(offer);
+            tracing::warn!(migration = %offer.migration, %error, file = %file.display(), "cannot save the state; a restart now would lose it; is its disk full?");
         }
     }
 

@@ -5,8 +5,9 @@
 //! passwords), and nothing on standard output but a changed XML.
 //!
 //! When the service does not answer, only `migrate begin` fails: nothing has moved yet, and the operator reads why.
-//! A failing `reconnect` would kill the VM, so it never fails, whatever the service says.
+//! The others never fail, whatever the service says: a VM would not start, and at `reconnect` be killed.
 
+mod spare;
 mod wire;
 
 use std::{
@@ -138,25 +139,36 @@ fn call(
     let (vm, operation, sub) = (word(0), word(1), word(2));
     let Some(known) = Operation::of(&operation, &sub) else { return 0 };
     let deadline = deadline.unwrap_or(known.deadline());
+    let mut on_spare = false;
     let answer = match read_xml(input) {
         Ok(xml) if !has_metadata(&xml) => return 0,
-        Ok(xml) => String::from_utf8(xml).map_err(|_| HookError::NotUtf8).and_then(|xml| {
-            let request = HookRequest {
-                vm: vm.clone().into_owned(),
-                operation: operation.clone().into_owned(),
-                sub: sub.clone().into_owned(),
-                extra: word(3).into_owned(),
-                xml,
-            };
-            exchange(&request, socket, deadline)
-        }),
+        Ok(xml) => {
+            on_spare = spare::is_named(&xml);
+            String::from_utf8(xml).map_err(|_| HookError::NotUtf8).and_then(|xml| {
+                let request = HookRequest {
+                    vm: vm.clone().into_owned(),
+                    operation: operation.clone().into_owned(),
+                    sub: sub.clone().into_owned(),
+                    extra: word(3).into_owned(),
+                    xml,
+                };
+                exchange(&request, socket, deadline)
+            })
+        }
         Err(error) => Err(error),
     };
+    if known == Operation::PrepareBegin
+        && on_spare
+        && let Err(why) = spare::ensure()
+    {
+        let _ = writeln!(errors, "lsm: VM {vm} has a card in a bridge that cannot be made: {why}");
+    }
     // What cannot be said cannot be helped: libvirt has closed its end.
     match answer {
         Ok(answer) => {
             let _ = errors.write_all(answer.stderr.as_bytes());
-            let exit = if known == Operation::ReconnectBegin { 0 } else { answer.exit };
+            // Whatever the service says: a VM starts, and a running one is not killed (`reconnect`), without us.
+            let exit = if known == Operation::MigrateBegin { answer.exit } else { 0 };
             let changed = known == Operation::MigrateBegin && exit == 0;
             if changed && output.write_all(answer.stdout.as_bytes()).is_err() {
                 let _ = writeln!(errors, "lsm: cannot hand the VM's new description to libvirt");

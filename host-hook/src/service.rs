@@ -72,15 +72,16 @@ enum Input {
 /// When the configuration or the PKI is not good, or a socket cannot be had.
 pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     let config = Config::load(config)?;
+    let unusable = |error| unusable(directory, &error);
+    std::fs::create_dir_all(directory.join("migrations")).map_err(unusable)?;
     let identity = Identity::load(&config.tls)?;
-    std::fs::create_dir_all(directory.join("migrations"))?;
     let sockets = Sockets::open(&config, directory).await?;
     let host = Rc::new(Host {
         identity,
         tunnels: Tunnels::open()?,
         fdb: Fdb::open()?,
-        inventory: Inventory::open(directory)?.into(),
-        moves: Rc::new(Moves::open(directory, config.script_deadline)?),
+        inventory: Inventory::open(directory).map_err(unusable)?.into(),
+        moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
         state: directory.join("migrations"),
         config,
     });
@@ -124,6 +125,14 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     tracing::info!("going");
     service.leave().await;
     Ok(())
+}
+
+/// What must outlive the service has no place.
+fn unusable(directory: &Path, error: &std::io::Error) -> String {
+    let place = directory.display();
+    format!(
+        "cannot keep state in {place}: {error}; see that it can be written and has room: df {place}; mount | grep run"
+    )
 }
 
 struct Service {

@@ -125,7 +125,12 @@ fn errors_say_where_and_what_to_do() {
         (
             "name = \"montreal\"",
             "nmae = \"montreal\"",
-            "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`",
+            concat!(
+                "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`",
+                "; lsm-hook ",
+                env!("CARGO_PKG_VERSION"),
+                " has no such key: is the file of another version?"
+            ),
         ),
         (
             "name = \"montreal\"",

@@ -91,13 +91,13 @@ fn the_service_sees_the_call_and_the_operator_its_answer() {
 }
 
 #[test]
-fn a_refusal_is_passed_on_but_never_on_reconnect() {
+fn a_refusal_is_passed_on_for_a_migration_alone() {
     for (operation, sub) in HANDLED {
         let told = HookAnswer { exit: 3, stdout: "<domain/>".into(), stderr: "no\n".into() };
         let (path, service) = service(told);
         let said = hook(operation, sub, XML.as_bytes(), &path, LONG);
         service.join().unwrap();
-        let exit = if operation == "reconnect" { 0 } else { 3 };
+        let exit = if operation == "migrate" { 3 } else { 0 };
         assert_eq!((said.exit, said.output.as_str(), said.errors.as_str()), (exit, "", "no\n"), "{operation}");
     }
 }
@@ -158,4 +158,21 @@ fn what_is_not_a_description_is_refused() {
     let nowhere = Path::new("/nonexistent/hook.sock");
     expect_no_answer(nowhere, b"urn:lsm:1 \xff", LONG, "not UTF-8");
     expect_no_answer(nowhere, &vec![b'x'; LONGEST + 1], LONG, "longer than 16777216 bytes");
+}
+
+/// A tool whose script runs before ours prints what libvirt then gives to us.
+#[test]
+fn what_another_script_has_made_of_the_description_keeps_no_vm_from_starting() {
+    let nobody = Path::new("/nonexistent/hook.sock");
+    let cut = &XML.as_bytes()[..XML.len() / 2];
+    let not_utf8 = [XML.as_bytes(), &[0xff, 0xfe]].concat();
+    for broken in [cut, &not_utf8, b"urn:lsm:1", b"Traceback (most recent call last):\n"] {
+        for (operation, sub) in HANDLED.into_iter().filter(|(operation, _)| *operation != "migrate") {
+            let said = hook(operation, sub, broken, nobody, LONG);
+            assert_eq!((said.exit, said.output.as_str()), (0, ""), "{operation}: {}", said.errors);
+        }
+    }
+    let said = hook("migrate", "begin", &not_utf8, nobody, LONG);
+    assert_eq!(said.exit, 1);
+    assert!(said.errors.contains("not UTF-8") && said.errors.contains("virsh dumpxml"), "{}", said.errors);
 }
