@@ -1,56 +1,28 @@
 //! What must be so before a move, looked at beforehand: each thing with what was found, and the line that repairs it.
 
 mod client;
+mod image;
+mod machine;
+mod modules;
 
 use std::path::Path;
 
-use serde::Serialize;
+use lsm_protocol::finding::Finding;
 
+pub use self::{client::client, image::image};
 use crate::{
     config::{Config, Force},
     force,
     path::chain,
     sysctl,
 };
-pub use client::client;
 
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub what: &'static str,
-    pub verdict: Verdict,
-    pub found: String,
-    /// A command for a root shell.
-    pub fix: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    Good,
-    /// It works, with less than could be, or for now.
-    Warning,
-    Bad,
-}
-
-impl Finding {
-    fn good(what: &'static str, found: impl Into<String>) -> Finding {
-        Finding { what, verdict: Verdict::Good, found: found.into(), fix: None }
-    }
-
-    fn warning(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { what, verdict: Verdict::Warning, found: found.into(), fix: Some(fix.into()) }
-    }
-
-    fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { what, verdict: Verdict::Bad, found: found.into(), fix: Some(fix.into()) }
-    }
-}
-
-/// In a VM: the configuration file, and whether the kernel does what it says. `directory` holds the agent's state.
+/// In a VM: the configuration file, whether the kernel does what it says, and whether the VM could be moved now.
+/// `directory` holds the agent's state.
 #[must_use]
 pub fn guest(config: &Path, directory: &Path) -> Vec<Finding> {
     let mut findings = kernel();
+    findings.extend(machine::machine(Path::new("/"), directory));
     let config = match Config::load(config) {
         Ok(loaded) => {
             findings.push(Finding::good("configuration", format!("{} is in order", config.display())));

@@ -1,4 +1,4 @@
-//! What has no safe interface elsewhere: descriptors under the event loop, and bpf(2). The one file of this crate with
+//! What has no safe interface elsewhere: descriptors under the event loop, adjtimex(2), and bpf(2). The one file of this crate with
 //! unsafe code.
 
 use std::{
@@ -27,6 +27,15 @@ pub(crate) fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Resu
     #[expect(unsafe_code, reason = "tokio offers no safe way to register a descriptor that is not a socket of its own")]
     let registered = unsafe { AsyncFd::register_with_interest(inner, interest) };
     registered.map_err(|error| error.into_parts().1)
+}
+
+/// What adjtimex(2) says of the kernel's clock, changing nothing: `TIME_ERROR` where nobody keeps it right.
+pub(crate) fn clock_state() -> io::Result<libc::c_int> {
+    let mut asked = std::mem::MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: a timex of zeros is valid, all of it being numbers, and asks for no change; the kernel writes into it alone.
+    #[expect(unsafe_code, reason = "nix has no adjtimex")]
+    let state = unsafe { libc::adjtimex(asked.as_mut_ptr()) };
+    if state < 0 { Err(io::Error::last_os_error()) } else { Ok(state) }
 }
 
 // linux/bpf.h: enum bpf_cmd, bpf_prog_type, bpf_attach_type.

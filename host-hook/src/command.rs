@@ -1,10 +1,13 @@
 //! The operator's command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use crate::{config, hook, service, status, story};
+use crate::{adopt, check, config, hook, init, service, status, story};
 use clap::{Parser, Subcommand};
-use lsm_protocol::forecast::Shown;
+use lsm_protocol::{Mac, finding::Verdict, forecast::Shown};
 
 /// Moves VMs between sites with their Multipath TCP connections: the host's side.
 #[derive(Parser)]
@@ -35,12 +38,35 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take down the old path of a VM that policy would keep.
-    Release { vm: String },
-    /// Read the configuration and say what is wrong with it.
-    Check {
+    /// Write host.toml from what this host has: bridges, addresses, certificates.
+    Init {
+        #[command(flatten)]
+        arguments: init::Arguments,
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
+    },
+    /// Make a VM movable: give its persistent definition a second vNIC, a way to the guest's agent, and the metadata.
+    Adopt {
+        #[command(flatten)]
+        arguments: adopt::Arguments,
+        /// The card in use, where the VM has more than one on a LAN.
+        #[arg(long)]
+        mac: Option<Mac>,
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Undo what "adopt" did to a VM's persistent definition. (To end a VM's old path after a move, see "release".)
+    Disown(adopt::Arguments),
+    /// End the old path of a VM that has moved here, whoever still uses it. (To undo "adopt", see "disown".)
+    Release { vm: String },
+    /// Look whether everything is in order: host.toml, libvirt, bridges, certificates, peers; the exit status says it too.
+    Check {
+        /// A VM to look at as well.
+        vm: Option<String>,
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+        #[arg(long)]
+        json: bool,
     },
     /// What libvirt's hook does: VM OPERATION SUB-OPERATION EXTRA, the XML on standard input.
     Hook { arguments: Vec<std::ffi::OsString> },
@@ -51,9 +77,12 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Hook { arguments } => return hook::run(&arguments),
         Command::Serve { config, directory } => serve(&config, &directory),
-        Command::Check { config } => check(&config),
+        Command::Check { vm, config, json } => check(&config, vm.as_deref(), json),
         Command::Status { json } => show_status(json),
         Command::Forecast { vm, json } => show_forecast(&vm, json),
+        Command::Init { arguments, config } => init::init(&arguments, &config),
+        Command::Adopt { arguments, mac, config } => adopt::adopt(&arguments, mac, &config),
+        Command::Disown(arguments) => adopt::disown(&arguments),
         Command::Release { vm } => ask("release", &vm).map(|text| print!("{text}")),
     };
     match done {
@@ -65,23 +94,22 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(config: &std::path::Path, directory: &std::path::Path) -> Result<(), String> {
+fn serve(config: &Path, directory: &std::path::Path) -> Result<(), String> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     // Everything stays on this one thread; what a migration shares needs no locks.
     tokio::task::LocalSet::new().block_on(&runtime, service::serve(config, directory)).map_err(|e| story(&*e))
 }
 
-fn check(path: &std::path::Path) -> Result<(), String> {
-    let config = config::Config::load(path).map_err(|e| story(&e))?;
-    crate::peer::Identity::load(&config.tls).map_err(|e| story(&e))?;
-    println!(
-        "{}: good: {} LANs, {} peers, certificates in order",
-        path.display(),
-        config.lans.len(),
-        config.peers.len()
-    );
-    Ok(())
+fn check(config: &Path, vm: Option<&str>, json: bool) -> Result<(), String> {
+    let findings = check::host(config, vm);
+    let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
+    if json {
+        println!("{}", serde_json::json!({ "good": bad == 0, "findings": findings }));
+    } else {
+        findings.iter().for_each(|finding| println!("{finding}"));
+    }
+    if bad == 0 { Ok(()) } else { Err("not everything is in order; see above".to_owned()) }
 }
 
 fn show_status(json: bool) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! What LSM needs to know of a VM, from its domain XML. The XML itself is never kept, printed or logged: it can hold
 //! passwords.
 
+mod adopt;
 mod rewrite;
 
 use std::path::PathBuf;
@@ -8,7 +9,10 @@ use std::path::PathBuf;
 use lsm_protocol::Mac;
 use roxmltree::{Document, Node};
 
-pub use self::rewrite::{Plug, rewrite};
+pub use self::{
+    adopt::{Addition, adopt, disown},
+    rewrite::{Plug, rewrite},
+};
 use crate::config::is_lan_name;
 
 /// The namespace of LSM's metadata. libvirt keeps the element as it is, whatever the prefix.
@@ -30,9 +34,13 @@ pub struct Domain {
     pub vnics: Vec<Vnic>,
     /// Every network card of the VM.
     pub interfaces: Vec<Interface>,
+    /// Whether it has the guest agent's virtio-serial port, running or not.
+    pub has_channel: bool,
     /// The host's end of the guest agent's virtio-serial port: a Unix socket. In the XML of `migrate begin` it is the
     /// source's.
     pub guest_channel: Option<PathBuf>,
+    /// Whether it has a vsock device, with an address yet or not.
+    pub has_vsock: bool,
     /// The guest's address on vsock.
     pub vsock_cid: Option<u32>,
 }
@@ -62,12 +70,16 @@ pub struct Interface {
     pub kind: String,
     /// The bridge that it is plugged into.
     pub bridge: Option<String>,
+    /// The libvirt network that it is plugged into instead.
+    pub network: Option<String>,
     /// The tap on the host. Changes with every migration.
     pub tap: Option<String>,
     /// The MTU that libvirt tells the guest, in bytes.
     pub mtu: Option<u32>,
     /// What the guest sees: `virtio`, …
     pub model: Option<String>,
+    /// libvirt's network filter on it.
+    pub filter: Option<String>,
 }
 
 /// The XML cannot be used.
@@ -129,16 +141,23 @@ impl Domain {
             .and_then(|vnics| vnics.map_or(Ok(Vec::new()), |vnics| agree(vnics, &interfaces)))
             .map_err(|what| DomainError::Metadata { vm: name.clone(), what })?;
         let devices = || children(root, "devices");
-        let guest_channel = devices()
+        let channel = devices()
             .flat_map(|d| children(d, "channel"))
             .find(|c| child(*c, "target").and_then(|t| t.attribute("name")) == Some(GUEST_CHANNEL))
-            .filter(|c| c.attribute("type") == Some("unix"))
-            .and_then(|c| child(c, "source")?.attribute("path"))
-            .map(PathBuf::from);
-        let vsock_cid = devices()
-            .flat_map(|d| children(d, "vsock"))
-            .find_map(|v| child(v, "cid")?.attribute("address")?.trim().parse().ok());
-        Ok(Self { name, uuid, vnics, interfaces, guest_channel, vsock_cid })
+            .filter(|c| c.attribute("type") == Some("unix"));
+        let guest_channel = channel.and_then(|c| child(c, "source")?.attribute("path")).map(PathBuf::from);
+        let vsock = || devices().flat_map(|d| children(d, "vsock"));
+        let vsock_cid = vsock().find_map(|v| child(v, "cid")?.attribute("address")?.trim().parse().ok());
+        Ok(Self {
+            name,
+            uuid,
+            vnics,
+            interfaces,
+            has_channel: channel.is_some(),
+            guest_channel,
+            has_vsock: vsock().next().is_some(),
+            vsock_cid,
+        })
     }
 }
 
@@ -175,9 +194,11 @@ fn interface(mac: Mac, node: Node<'_, '_>) -> Interface {
         mac,
         kind: node.attribute("type").unwrap_or_default().to_owned(),
         bridge: attribute("source", "bridge"),
+        network: attribute("source", "network"),
         tap: attribute("target", "dev"),
         mtu: attribute("mtu", "size").and_then(|size| size.trim().parse().ok()),
         model: attribute("model", "type"),
+        filter: attribute("filterref", "filter"),
     }
 }
 

@@ -2,7 +2,9 @@
 #![deny(unsafe_code)] // but in raw.rs
 
 mod admission;
+mod adopt;
 mod arrival;
+pub mod check;
 mod clock;
 pub mod command;
 pub mod config;
@@ -14,6 +16,7 @@ mod foresight;
 mod guest_line;
 pub mod hook;
 mod host;
+mod init;
 mod inventory;
 pub mod libvirt;
 mod line;

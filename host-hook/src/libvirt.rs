@@ -4,6 +4,7 @@
 //! then, and both would wait for each other. (`migrate begin` is the exception.)
 
 mod bus;
+pub mod command;
 mod domains;
 mod job;
 mod virsh;

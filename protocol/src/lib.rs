@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod destination;
+pub mod finding;
 pub mod forecast;
 pub mod frame;
 pub mod guest;

@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Finding, Verdict, kernel};
+use lsm_protocol::finding::{Finding, Verdict};
+
+use super::kernel;
 use crate::{
     mptcp::{Limits, PathManager},
     path::chain,

@@ -20,9 +20,9 @@ pub struct Plug {
 }
 
 /// One place of the text and what stands there afterwards.
-struct Edit {
-    at: Range<usize>,
-    instead: String,
+pub(super) struct Edit {
+    pub(super) at: Range<usize>,
+    pub(super) instead: String,
 }
 
 /// `xml` with each vNIC of `plugs` on its new bridge and the metadata saying so. The tap's name is left to libvirt.
@@ -93,13 +93,13 @@ fn lan(vnic: Node<'_, '_>, lan: Option<&str>, xml: &str) -> Option<Edit> {
 
 /// What is between the attribute's quotes. Found from its end, as roxmltree's own range is off where more than 255 spaces
 /// stand around the equals sign.
-fn value_of(attribute: Attribute<'_, '_>, xml: &str) -> Range<usize> {
+pub(super) fn value_of(attribute: Attribute<'_, '_>, xml: &str) -> Range<usize> {
     let quote = attribute.range().end - 1;
     let start = xml[..quote].rfind(xml[quote..].chars().next().unwrap_or('"')).map_or(quote, |opening| opening + 1);
     start..quote
 }
 
-fn apply(xml: &str, mut edits: Vec<Edit>) -> String {
+pub(super) fn apply(xml: &str, mut edits: Vec<Edit>) -> String {
     edits.sort_by_key(|edit| edit.at.start);
     let mut text = String::with_capacity(xml.len() + edits.iter().map(|edit| edit.instead.len()).sum::<usize>());
     let mut done = 0;
@@ -113,7 +113,7 @@ fn apply(xml: &str, mut edits: Vec<Edit>) -> String {
 }
 
 /// Text that may stand in an attribute's value, whichever quotes are around it.
-fn escape(text: &str) -> Cow<'_, str> {
+pub(super) fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>', '"', '\'', '\t', '\n', '\r']) {
         return Cow::Borrowed(text);
     }

@@ -3,6 +3,7 @@ use std::error::Error as _;
 use super::*;
 
 mod odd;
+mod others;
 
 const A: Mac = Mac([0x52, 0x54, 0, 0xaa, 0, 1]);
 const B: Mac = Mac([0x52, 0x54, 0, 0xaa, 0, 2]);

@@ -244,7 +244,7 @@ impl Defect {
 }
 
 /// webpki writes `DnsName("dallas")`.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')')).trim_matches('"').to_owned()
 }
 

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::{
@@ -18,7 +19,7 @@ use rustls::{
 };
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage};
 
-use super::error::{Defect, PeerError};
+use super::error::{Defect, PeerError, plain};
 use crate::config::Tls;
 
 /// This host's certificates and keys, ready for use. Load it again to take up renewed files.
@@ -46,9 +47,27 @@ impl Identity {
     /// certificate that no peer would accept.
     pub fn load(tls: &Tls) -> Result<Self, PeerError> {
         let (roots, called, calling) = files(tls)?;
-        called.check(&roots, KeyUsage::server_auth(), &tls.ca)?;
-        calling.check(&roots, KeyUsage::client_auth(), &tls.ca)?;
+        let now = UnixTime::now();
+        called.check(&roots, KeyUsage::server_auth(), &tls.ca, now)?;
+        calling.check(&roots, KeyUsage::client_auth(), &tls.ca, now)?;
         Self::new(tls, roots, called, calling)
+    }
+
+    /// Whether the files will still be good after this time.
+    ///
+    /// # Errors
+    /// As of [`Identity::load`].
+    pub fn good_for(tls: &Tls, time: Duration) -> Result<(), PeerError> {
+        let (roots, called, calling) = files(tls)?;
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + time);
+        called.check(&roots, KeyUsage::server_auth(), &tls.ca, then)?;
+        calling.check(&roots, KeyUsage::client_auth(), &tls.ca, then)
+    }
+
+    /// The names of this host that both certificates carry. None where a file is no good.
+    pub fn names(tls: &Tls) -> Vec<String> {
+        let called = names_of(&tls.cert);
+        names_of(&tls.client_cert).into_iter().filter(|name| called.contains(name)).collect()
     }
 
     /// For tests of what a peer says to a certificate that is not even good here.
@@ -84,19 +103,11 @@ impl<'a> Pair<'a> {
     }
 
     /// As a peer that has the same CA would.
-    fn check(&self, roots: &RootCertStore, usage: KeyUsage, ca: &Path) -> Result<(), PeerError> {
+    fn check(&self, roots: &RootCertStore, usage: KeyUsage, ca: &Path, at: UnixTime) -> Result<(), PeerError> {
         let (own, intermediates) = self.chain.split_first().ok_or_else(|| no_certificate(self.certificate))?;
         let sound = || {
             let own = EndEntityCert::try_from(own)?;
-            own.verify_for_usage(
-                ALL_VERIFICATION_ALGS,
-                &roots.roots,
-                intermediates,
-                UnixTime::now(),
-                usage,
-                None,
-                None,
-            )?;
+            own.verify_for_usage(ALL_VERIFICATION_ALGS, &roots.roots, intermediates, at, usage, None, None)?;
             match own.verify_is_valid_for_subject_name(&nobody()) {
                 // Any name will do here; which one is right, only the peers know.
                 Err(webpki::Error::CertNotValidForName(names)) if !names.presented.is_empty() => Ok(()),
@@ -168,6 +179,17 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, PeerError> 
 
 fn no_certificate(file: &Path) -> PeerError {
     PeerError::NotPem { file: file.to_owned(), what: "certificate" }
+}
+
+fn names_of(file: &Path) -> Vec<String> {
+    let chain = certificates(file).unwrap_or_default();
+    let presented = chain.first().and_then(|first| {
+        match EndEntityCert::try_from(first).ok()?.verify_is_valid_for_subject_name(&nobody()) {
+            Err(webpki::Error::CertNotValidForName(names)) => Some(names.presented),
+            _ => None,
+        }
+    });
+    presented.unwrap_or_default().iter().map(|name| plain(name)).collect()
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, PeerError> {
