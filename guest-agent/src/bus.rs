@@ -446,3 +446,31 @@ fn parse_id(text: &str) -> Option<MigrationId> {
     }
     (text.len() == 32).then_some(MigrationId(id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What other programs are built against: `packaging/org.lsm.Guest1.xml`. LSM_BLESS=1 writes it anew.
+    #[tokio::test]
+    async fn the_shipped_description_is_what_the_agent_offers() {
+        let (agent, caller) = UnixStream::pair().unwrap();
+        let serve = serve_peer(agent, mpsc::unbounded_channel().0);
+        let call = connection::Builder::unix_stream(caller.into_std().unwrap()).p2p().build();
+        let (served, connection) = tokio::join!(serve, call);
+        let (_served, connection) = (served.unwrap(), connection.unwrap());
+        let introspectable = Some("org.freedesktop.DBus.Introspectable");
+        let answer = connection.call_method(None::<&str>, OBJECT, introspectable, "Introspect", &()).await.unwrap();
+        let all: String = answer.body().deserialize().unwrap();
+        let start = all.find(&format!("<interface name=\"{NAME}\">")).unwrap();
+        let ours = &all[start..start + all[start..].find("</interface>").unwrap()];
+        let description = format!(
+            "<!DOCTYPE node PUBLIC \"-//freedesktop//DTD D-BUS Object Introspection 1.0//EN\"\n \"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd\">\n<node>\n  {ours}</interface>\n</node>\n"
+        );
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/org.lsm.Guest1.xml");
+        if std::env::var_os("LSM_BLESS").is_some() {
+            fs::write(&file, &description).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap_or_default(), description, "LSM_BLESS=1 writes it anew");
+    }
+}
