@@ -204,7 +204,9 @@ impl Source {
             // ---- Copying
             (Source::Copying(mut s), Event::Progress { left }) => {
                 s.left = Some(left);
-                s.flip_if_due()
+                let (state, flip) = s.flip_if_due();
+                let (state, kept) = state.kept_by_the_copy(now);
+                (state, [flip, kept].concat())
             }
             (Source::Copying(mut s), Event::Guest(FromGuest::Switched { migration, to: Side::New, .. }))
                 if migration == s.offer.migration =>
@@ -431,6 +433,14 @@ impl Source {
         }
         orders.push(Order::TellGuest(ToGuest::Abort { migration }));
         (Source::Undoing { offer, repeat: now + REPEAT, until: now + UNDO }, orders)
+    }
+
+    /// What is copied is taken by somebody: the destination lives, though its service has been silent for half a lease.
+    fn kept_by_the_copy(self, now: Millis) -> (Source, Vec<Order>) {
+        match &self {
+            Source::Copying(s) if s.lease < now + s.offer.lease / 2 => self.renew(now),
+            _ => (self, vec![]),
+        }
     }
 
     fn renew(mut self, now: Millis) -> (Source, Vec<Order>) {
