@@ -386,8 +386,13 @@ impl Destination {
                 take_down(now, offer)
             }
             (Arrived { offer, .. }, Event::VmGone) => take_down(now, offer),
-            (Arrived { offer, .. }, Event::Release) if offer.join == Join::Never => take_down(now, offer),
-            (Arrived { offer, switched, leave, .. }, Event::Release) => {
+            // By the operator; or the source has no end of the home tunnel any more, and what is left of the old path is dead.
+            (Arrived { offer, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. }))
+                if offer.join == Join::Never =>
+            {
+                take_down(now, offer)
+            }
+            (Arrived { offer, switched, leave, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. })) => {
                 let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
                 let leave = leave.or(Some(now + RELEASE));
                 (Arrived { offer, switched, repeat: now + REPEAT, leave }, vec![release])

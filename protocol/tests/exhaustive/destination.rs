@@ -68,9 +68,9 @@ impl InDestination {
             Event::Impassable(_) => self.trial = false,
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
             // The source gave up: it has taken down its end already.
-            Event::Peer(Peer::Abort { migration: OURS } | Peer::Declined { migration: OURS, .. }) => {
-                self.home_over = true;
-            }
+            Event::Peer(
+                Peer::Abort { migration: OURS } | Peer::Declined { migration: OURS, .. } | Peer::TakenDown { migration: OURS },
+            ) => self.home_over = true,
             _ => {}
         }
         let (machine, orders) = (self.handle)(self.machine.clone(), self.now, event.clone());

@@ -88,7 +88,7 @@ impl Run {
                 self.send(What::ToDestination(Peer::Declined { migration: self.offer.migration, why }));
                 Ok(())
             }
-            (None, Peer::TakeDown { migration } | Peer::Abort { migration }) => {
+            (None, Peer::TakeDown { migration } | Peer::Abort { migration } | Peer::Arrived { migration }) => {
                 self.send(What::ToDestination(Peer::TakenDown { migration: *migration }));
                 Ok(())
             }
