@@ -2,7 +2,7 @@
 //! /run/lsm, since a service that starts later hears of no VM that runs already.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -146,6 +146,13 @@ impl Inventory {
 
     pub fn release(&mut self, vm: Uuid) {
         self.leases.retain(|_, holder| *holder != vm);
+        self.save();
+    }
+
+    /// Addresses of VMs that neither are here nor come: whoever gave them out died before they could.
+    pub fn release_all_but(&mut self, moving: &BTreeSet<Uuid>) {
+        let here: BTreeSet<Uuid> = self.vms.values().map(|vm| vm.uuid).collect();
+        self.leases.retain(|_, holder| here.contains(holder) || moving.contains(holder));
         self.save();
     }
 

@@ -5,7 +5,12 @@ mod afresh;
 mod inlets;
 mod sockets;
 
-use std::{collections::HashMap, path::Path, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
 
 use lsm_protocol::{
     Decline, MigrationId, Offer, Peer, Running, Uuid,
@@ -93,7 +98,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         arrivals: HashMap::new(),
         question: Question::default(),
     };
-    service.resume();
+    service.resume().await;
     host.moves.resume();
     tokio::task::spawn_local(take_hooks(sockets.hook, inputs.clone()));
     tokio::task::spawn_local(take_peers(host.clone(), sockets.peers, inputs.clone()));
@@ -316,6 +321,8 @@ impl Service {
                     (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(message, handle))),
                     // Gone already: so it is taken down.
                     (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => handle.tell(Peer::TakenDown { migration }),
+                    // It has arrived there, and nothing of it is left here: not its old path either.
+                    (None, Peer::Arrived { .. }) => handle.tell(Peer::TakenDown { migration }),
                     // We gave it up, and it has not heard of that.
                     (None, Peer::KeepAlive { .. }) => handle.tell(Peer::Abort { migration }),
                     (None, _) => tracing::debug!(%migration, peer = name, "about a migration that is over"),
@@ -473,49 +480,58 @@ impl Service {
         }
     }
 
-    /// Goes on with what an earlier run left, and removes tunnels that nothing needs any more.
-    fn resume(&mut self) {
+    /// Goes on with what an earlier run left, and removes what none of its migrations needs: before anybody can ask for a
+    /// tunnel of the same name.
+    async fn resume(&mut self) {
+        let (mut needed, mut moving) = (BTreeSet::new(), BTreeSet::new());
         for file in std::fs::read_dir(&self.host.state).into_iter().flatten().flatten() {
             let path = file.path();
             let name = file.file_name().to_string_lossy().into_owned();
+            let mut offer = None;
             if name.starts_with("departure-") {
                 if let Ok(Some(saved)) = read_json::<departure::Saved>(&path) {
-                    self.resume_departure(saved);
+                    offer = self.resume_departure(saved);
                 }
             } else if name.starts_with("arrival-")
                 && let Ok(Some(saved)) = read_json::<arrival::Saved>(&path)
             {
-                self.resume_arrival(saved);
+                offer = self.resume_arrival(saved);
+            }
+            if let Some(offer) = offer {
+                needed.extend([offer.home.vni, offer.advance.vni]);
+                moving.insert(offer.vm);
             }
         }
-        if self.departures.is_empty() && self.arrivals.is_empty() {
-            let host = self.host.clone();
-            tokio::task::spawn_local(async move {
-                for vni in host.tunnels.list_ours().await.unwrap_or_default() {
-                    tracing::info!(vni, "removing a tunnel that an earlier run left");
-                    if let Err(error) = host.tunnels.remove(vni).await {
-                        tracing::warn!(error = story(&error), "left behind");
-                    }
-                }
-            });
+        self.host.inventory.borrow_mut().release_all_but(&moving);
+        let ours = self.host.tunnels.list_ours().await.unwrap_or_else(|error| {
+            tracing::warn!(error = story(&error), "cannot look for what an earlier run left");
+            Vec::new()
+        });
+        for vni in ours.into_iter().filter(|vni| !needed.contains(vni)) {
+            tracing::info!(vni, "removing a tunnel that an earlier run left");
+            if let Err(error) = self.host.tunnels.remove(vni).await {
+                tracing::warn!(error = story(&error), "left behind");
+            }
         }
     }
 
-    fn resume_departure(&mut self, mut saved: departure::Saved) {
-        let Some(offer) = saved.machine.offer().cloned() else { return };
+    fn resume_departure(&mut self, mut saved: departure::Saved) -> Option<Offer> {
+        let offer = saved.machine.offer().cloned()?;
         tracing::info!(vm = saved.vm.name, migration = %offer.migration, state = saved.machine.name(), "going on with a departure");
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::source::Event::Restarted);
         saved.machine = machine;
         self.depart(&offer, saved, None, orders);
+        Some(offer)
     }
 
-    fn resume_arrival(&mut self, mut saved: arrival::Saved) {
-        let Some(offer) = saved.machine.offer().cloned() else { return };
+    fn resume_arrival(&mut self, mut saved: arrival::Saved) -> Option<Offer> {
+        let offer = saved.machine.offer().cloned()?;
         tracing::info!(vm = saved.name, migration = %offer.migration, state = saved.machine.name(), "going on with an arrival");
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::destination::Event::Restarted);
         saved.machine = machine;
         let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
         let admitted = admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news };
         self.admitted(admitted);
+        Some(offer)
     }
 }
