@@ -23,8 +23,10 @@ struct Carried {
 /// What earlier counts saw, by the connection's token.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// At the last count before the flip.
+    /// At the first count at the new site: what came later came by the path that is there.
     before: HashMap<u32, Carried>,
+    /// That count has been.
+    proving: bool,
     /// At the last count.
     last: HashMap<u32, Carried>,
     /// Each connection at the last count: its peer, and whether it had joined.
@@ -32,8 +34,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts; `flipped` when the new path is preferred.
-    pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, flipped: bool) -> Counts {
+    /// Counts; `arrived` when the new path is preferred and the VM where it is direct. What the advance tunnel carried is
+    /// no proof of it.
+    pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, arrived: bool) -> Counts {
+        let proving = arrived && self.proving;
+        self.proving = arrived;
         let (old, new) = (paths.old.exit.source, paths.new.exit.source);
         let mut counts = Counts::default();
         self.outcomes.clear();
@@ -65,12 +70,12 @@ impl Tally {
             let moved = now.new > before.new;
             let idle = connection.subflows.iter().all(|s| s.unacked == 0 && s.unsent == 0)
                 && self.last.get(&connection.token).is_some_and(|last| last.old == now.old);
-            if flipped && (moved || idle) {
+            if proving && (moved || idle) {
                 counts.moved += 1;
             }
         }
         counts.legacy = snapshot.legacy.iter().filter(|l| l.local.ip() == old).count() as u32;
-        if !flipped {
+        if !proving {
             self.before.clone_from(&seen);
         }
         self.last = seen;
@@ -142,6 +147,7 @@ mod tests {
         let (mut tally, paths) = (Tally::default(), paths());
         let before = tally.count(&snapshot(&[(1, 10, Some(0)), (2, 10, Some(0)), (3, 10, None)]), &paths, false);
         assert_eq!((before.joined, before.waiting, before.moved), (2, 1, 0));
+        tally.count(&snapshot(&[(1, 10, Some(0)), (2, 10, Some(0)), (3, 10, None)]), &paths, true);
         // The second and the third are gone.
         let after = tally.count(&snapshot(&[(1, 10, Some(5))]), &paths, true);
         assert_eq!((after.joined, after.waiting, after.moved), (1, 0, 1));
@@ -155,10 +161,24 @@ mod tests {
     }
 
     #[test]
+    fn what_the_advance_tunnel_carried_is_no_proof_of_the_path_at_the_new_site() {
+        let (mut tally, paths) = (Tally::default(), paths());
+        let carried = |bytes| snapshot(&[(1, 10, Some(bytes))]);
+        tally.count(&carried(0), &paths, false);
+        assert_eq!(tally.count(&carried(500), &paths, false).moved, 0, "flipped early");
+        assert_eq!(tally.count(&carried(900), &paths, true).moved, 0, "it has just arrived");
+        assert_eq!(tally.count(&carried(900), &paths, true).moved, 0, "the new path is dead");
+        assert_eq!(tally.count(&carried(901), &paths, true).moved, 1);
+        // It was no arrival: the source's service had been restarted.
+        assert_eq!(tally.count(&carried(950), &paths, false).moved, 0);
+        assert_eq!(tally.count(&carried(960), &paths, true).moved, 0);
+    }
+
+    #[test]
     fn tokens_and_counters_at_the_edge_of_their_fields_are_counted() {
         let (mut tally, paths) = (Tally::default(), paths());
         let most = snapshot(&[(0, u64::MAX, Some(u64::MAX)), (u32::MAX, u64::MAX, Some(0))]);
-        assert_eq!(tally.count(&most, &paths, false).joined, 2);
+        assert_eq!(tally.count(&most, &paths, true).joined, 2);
         let counts = tally.count(&snapshot(&[(0, 0, Some(0)), (u32::MAX, u64::MAX, Some(u64::MAX))]), &paths, true);
         // What the first carried is less than it was: no proof that it moved.
         assert_eq!((counts.joined, counts.moved), (2, 1));

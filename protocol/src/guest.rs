@@ -511,6 +511,15 @@ impl Guest {
         matches!(self, Guest::Prepared(_) | Guest::Switched(_) | Guest::Settling(_))
     }
 
+    /// The new path is preferred, and the VM where it is the direct one, as far as is known.
+    pub fn has_arrived(&self) -> bool {
+        match self {
+            Guest::Switched(s) => s.confirmed && s.arrival > Arrival::No,
+            Guest::Settling(_) => true,
+            _ => false,
+        }
+    }
+
     /// What keeps the old path, once the new one is preferred.
     pub fn holding(&self) -> Option<Holding> {
         match self {

@@ -67,12 +67,12 @@ impl Daemon {
             }
             Order::Count => {
                 let paths = self.record.paths?;
-                let flipped = matches!(self.record.guest, Guest::Switched(_) | Guest::Settling(_));
+                let arrived = self.record.guest.has_arrived();
                 let begun = std::time::Instant::now();
                 let snapshot = self.kernel.diag.snapshot();
                 self.counting.set(begun.elapsed());
                 match snapshot {
-                    Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, flipped))),
+                    Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, arrived))),
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
                         None
