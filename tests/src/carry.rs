@@ -16,6 +16,7 @@ use nix::{
 };
 
 use crate::{
+    middlebox::{Fate, Middlebox},
     netns::enter_here,
     shell::{During as _, Result},
     tap,
@@ -44,13 +45,12 @@ struct Way {
 /// What the lab may change while the wire runs.
 struct Settings {
     delay: Duration,
-    loss: f64,
     cut: bool,
-    random: u64,
+    middlebox: Middlebox,
 }
 
-/// Carries frames until standard input closes, taking orders from it: `delay MICROSECONDS`, `loss PROBABILITY`,
-/// `cut`, `mend`. Prints `ready` once both devices exist.
+/// Carries frames until standard input closes, taking orders from it: `delay MICROSECONDS`, `cut`, `mend`, and those of
+/// the [`Middlebox`]. Prints `ready` once both devices exist.
 ///
 /// # Errors
 /// The devices could not be made, or polling failed.
@@ -63,7 +63,7 @@ pub fn carry(ends: [(&Path, &str); 2], delay: Duration, loss: f64, seed: u64) ->
     println!("ready");
     let mut spare = Vec::new();
     let mut ways = [Way { waiting: VecDeque::new() }, Way { waiting: VecDeque::new() }];
-    let mut settings = Settings { delay, loss, cut: false, random: seed | 1 };
+    let mut settings = Settings { delay, cut: false, middlebox: Middlebox::new(loss, seed) };
     let input = io::stdin();
     let mut pending = String::new();
     let mut last = Instant::now();
@@ -107,12 +107,12 @@ fn obey(input: &io::Stdin, pending: &mut String, settings: &mut Settings, ways: 
     while let Some((line, rest)) = pending.split_once('\n') {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("delay", micros) => settings.delay = Duration::from_micros(micros.parse().unwrap_or(0)),
-            ("loss", probability) => settings.loss = probability.parse().unwrap_or(0.0),
             ("cut", _) => {
                 settings.cut = true;
                 ways.iter_mut().for_each(|way| way.waiting.clear());
             }
             ("mend", _) => settings.cut = false,
+            (order, value) if settings.middlebox.obey(order, value) => {}
             _ => eprintln!("lab-wire: unknown order {line:?}"),
         }
         *pending = rest.to_owned();
@@ -126,8 +126,16 @@ fn take(mut tap: &File, arrival: Instant, way: &mut Way, settings: &mut Settings
     loop {
         let mut buffer = spare.pop().unwrap_or_else(|| Box::new([0; FRAME]));
         match tap.read(&mut buffer[..]) {
-            Ok(_) if settings.cut || way.waiting.len() >= QUEUE_FRAMES || settings.loses() => spare.push(buffer),
-            Ok(length) => way.waiting.push_back(Frame { due, length, buffer }),
+            Ok(_) if settings.cut || way.waiting.len() >= QUEUE_FRAMES => spare.push(buffer),
+            Ok(length) => match settings.middlebox.pass(&mut buffer[..length]) {
+                Fate::Dropped => spare.push(buffer),
+                Fate::Passed { late, twice } => {
+                    if twice {
+                        way.put(Frame { due, length, buffer: buffer.clone() });
+                    }
+                    way.put(Frame { due: due + late, length, buffer });
+                }
+            },
             Err(error) if error.kind() == ErrorKind::Interrupted => spare.push(buffer),
             Err(_) => return spare.push(buffer), // WouldBlock: that was all; EBADFD: the device is being removed
         }
@@ -148,16 +156,10 @@ fn deliver(way: &mut Way, mut tap: &File, spare: &mut Vec<Box<[u8; FRAME]>>) {
     }
 }
 
-impl Settings {
-    /// Draws (xorshift64*).
-    fn loses(&mut self) -> bool {
-        if self.loss <= 0.0 {
-            return false;
-        }
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        let drawn = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11;
-        (drawn as f64) < self.loss * (1_u64 << 53) as f64
+impl Way {
+    /// In order of time: what is late is overtaken.
+    fn put(&mut self, frame: Frame) {
+        let behind = self.waiting.iter().rev().take_while(|waiting| waiting.due > frame.due).count();
+        self.waiting.insert(self.waiting.len() - behind, frame);
     }
 }

@@ -10,6 +10,11 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{
     keeper,
     pki::Authority,
@@ -212,6 +217,14 @@ impl Site {
     /// What virsh complained of.
     pub fn virsh<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<String> {
         run(self.command("virsh").args(["--quiet", "--connect", "qemu:///system"]).args(arguments))
+    }
+
+    /// The host loses its power: all of it is dead at once, and stays so.
+    ///
+    /// # Errors
+    /// It was dead already.
+    pub fn die(&self) -> Result<()> {
+        kill(Pid::from_raw(self.inner.cast_signed()), Signal::SIGKILL).during(|| format!("kill the site {}", self.name))
     }
 
     /// Ends libvirtd with SIGKILL and starts it again, as after a crash. VMs run on.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    middlebox::Subtype,
     netns::Netns,
     shell::{During as _, LabError, Process, Result, program, run},
 };
@@ -126,6 +127,38 @@ impl Wire {
     /// The wire's process has died.
     pub fn set_loss(&self, probability: f64) -> Result<()> {
         self.order(&format!("loss {probability}"))
+    }
+
+    /// Changes the probability that a segment with this MPTCP option is lost.
+    ///
+    /// # Errors
+    /// The wire's process has died.
+    pub fn set_loss_of(&self, option: Subtype, probability: f64) -> Result<()> {
+        self.order(&format!("loss-of {} {probability}", option.word()))
+    }
+
+    /// Whether MPTCP's options are overwritten with ones that mean nothing.
+    ///
+    /// # Errors
+    /// The wire's process has died.
+    pub fn set_blanking(&self, blank: bool) -> Result<()> {
+        self.order(if blank { "blank yes" } else { "blank no" })
+    }
+
+    /// Changes the probability that a frame is overtaken by those of the next 4 ms.
+    ///
+    /// # Errors
+    /// The wire's process has died.
+    pub fn set_reordering(&self, probability: f64) -> Result<()> {
+        self.order(&format!("reorder {probability}"))
+    }
+
+    /// Changes the probability that a frame comes twice.
+    ///
+    /// # Errors
+    /// The wire's process has died.
+    pub fn set_repetition(&self, probability: f64) -> Result<()> {
+        self.order(&format!("twice {probability}"))
     }
 
     /// Cuts the wire: what is on it and what follows is lost, until [`Wire::mend`]. The devices stay up.

@@ -69,7 +69,9 @@ impl InDestination {
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
             // The source gave up: it has taken down its end already.
             Event::Peer(
-                Peer::Abort { migration: OURS } | Peer::Declined { migration: OURS, .. } | Peer::TakenDown { migration: OURS },
+                Peer::Abort { migration: OURS }
+                | Peer::Declined { migration: OURS, .. }
+                | Peer::TakenDown { migration: OURS },
             ) => self.home_over = true,
             _ => {}
         }

@@ -1,4 +1,5 @@
 //! Stands between libvirt and the real hook, and writes down how long each call took. Named `lsm` in qemu.d, like it.
+//! Refuses the operation that `/etc/lsm/refuse` names (`started begin`, say), as another hook beside ours might.
 
 use std::{
     fs,
@@ -23,6 +24,11 @@ fn main() -> ExitCode {
             "{}",
             serde_json::json!({"at": at, "operation": format!("{} {}", word(1), word(2)), "ms": ms})
         );
+    }
+    let refused = fs::read_to_string("/etc/lsm/refuse").unwrap_or_default();
+    if refused.trim() == format!("{} {}", word(1), word(2)) {
+        eprintln!("lab-hook: told to refuse {}", refused.trim());
+        return ExitCode::FAILURE;
     }
     let code = status.map_or(1, |status| status.code().or(status.signal()).unwrap_or(1));
     ExitCode::from(u8::try_from(code).unwrap_or(1))
