@@ -24,6 +24,8 @@ use crate::{
 
 /// libvirt's own patience with a cut WAN is 57 s.
 const VIRSH: Duration = Duration::from_secs(150);
+/// Most have settled by then; of the others it is worth knowing what their connections do.
+const SOON: Duration = Duration::from_secs(5);
 /// Leases (20 s on this stage) and their repetitions are over.
 const SETTLE: Duration = Duration::from_secs(90);
 
@@ -143,7 +145,10 @@ fn moved(scene: &mut Scene, fault: &Fault, step: Step, outcome: &mut Outcome) ->
     if fault.spoils {
         return scene.stage.agent_is(&["idle", "settling", "switched"], SETTLE).map(drop);
     }
-    scene.stage.agent_is(&["idle"], SETTLE)?;
+    if scene.stage.agent_is(&["idle"], SOON).is_err() {
+        scene.note(&scene.subflows());
+        scene.stage.agent_is(&["idle"], SETTLE)?;
+    }
     scene.stage.settled(SETTLE)?;
     scene.note("settled");
     // Who settled is compared with an undisturbed move to the same place.

@@ -212,6 +212,13 @@ impl Scene {
         healed
     }
 
+    /// Every subflow, as the kernels of VM and client have it.
+    pub(super) fn subflows(&self) -> String {
+        let vm = self.stage.guest.exec("lsm-guest status; ss -tin").map(|seen| seen.stdout).unwrap_or_default();
+        let client = run(self.stage.topology.ns("client").command("ss").arg("-tin")).unwrap_or_default();
+        format!("not settled yet; in the VM:\n{vm}\nat the client:\n{client}")
+    }
+
     /// What everybody said, for whoever has to find out why.
     #[must_use]
     pub fn logs(&self) -> String {
