@@ -402,6 +402,8 @@ impl Arrival {
                 self.host.tunnels.ensure_bridge(crate::host::SPARE_BRIDGE).await?;
                 self.host.tunnels.plug(&tap, crate::host::SPARE_BRIDGE).await.map(drop)
             };
+            // What the next move puts the spare back into, if it is called off.
+            self.host.inventory.borrow_mut().replugged(offer.vm, tunnel.mac, crate::host::SPARE_BRIDGE);
             if let Err(error) = plugged.await {
                 tracing::warn!(tap, error = story(&error), "the spare vNIC is left without a bridge");
             }

@@ -134,6 +134,16 @@ impl Inventory {
         }
     }
 
+    /// A vNIC has been plugged into another bridge than libvirt's.
+    pub fn replugged(&mut self, uuid: Uuid, mac: Mac, bridge: &str) {
+        if let Some(vm) = self.vms.get_mut(&uuid.to_string())
+            && let Some(vnic) = vm.vnics.iter_mut().find(|vnic| vnic.mac == mac)
+        {
+            vnic.bridge = Some(bridge.to_owned());
+            self.save();
+        }
+    }
+
     /// An address of the pool for this VM: the one it has, or the first free one.
     pub fn lease(&mut self, pool: impl Iterator<Item = IpAddr> + Clone, vm: Uuid) -> Option<IpAddr> {
         let held = |address: &IpAddr| self.leases.get(address);
