@@ -96,6 +96,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         inputs: inputs.clone(),
         departures: HashMap::new(),
         arrivals: HashMap::new(),
+        printed: HashMap::new(),
         question: Question::default(),
     };
     service.resume().await;
@@ -145,6 +146,8 @@ struct Service {
     inputs: mpsc::UnboundedSender<Input>,
     departures: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<departure::News>)>,
     arrivals: HashMap<MigrationId, (Uuid, mpsc::UnboundedSender<arrival::News>)>,
+    /// What was printed for each VM that comes: where the hook is installed twice, it comes back as the second one's input.
+    printed: HashMap<MigrationId, String>,
     question: Question,
 }
 
@@ -160,6 +163,7 @@ impl Service {
             Input::Over(migration) => {
                 self.departures.remove(&migration);
                 self.arrivals.remove(&migration);
+                self.printed.remove(&migration);
             }
         }
     }
@@ -203,6 +207,14 @@ impl Service {
         match operation {
             "migrate" => {
                 let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) else { return };
+                if self.printed.iter().any(|(id, xml)| self.arrivals.contains_key(id) && *xml == request.xml) {
+                    tracing::warn!(
+                        vm = domain.name,
+                        "called again for the same migration; is the hook installed twice?"
+                    );
+                    let _ = answer.send(HookAnswer::default());
+                    return;
+                }
                 // A migration that failed late may still be going.
                 self.tell_arrivals(uuid, || arrival::News::VmGone);
                 let (host, inputs) = (self.host.clone(), self.inputs.clone());
@@ -287,7 +299,10 @@ impl Service {
         let admission::Admitted { saved, orders, waiting_xml, answer, peer, news } = admitted;
         let Some(offer) = saved.machine.offer() else { return };
         let (migration, vm) = (offer.migration, offer.vm);
-        let waiting = answer.map(|answer| arrival::Waiting { answer, xml: waiting_xml });
+        let waiting = answer.map(|answer| {
+            self.printed.insert(migration, waiting_xml.clone());
+            arrival::Waiting { answer, xml: waiting_xml }
+        });
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         self.arrivals.insert(migration, (vm, inbox_in));
         let arrival = Arrival::new(self.host.clone(), saved, waiting, peer);
