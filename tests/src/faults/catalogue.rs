@@ -17,6 +17,8 @@ pub enum Ends {
     Refused(&'static str),
     /// Either of the first two: libvirt decides.
     Either,
+    /// As [`Ends::Settled`], though the source took virsh with it: those who need its tunnel are lost, and no others.
+    SourceLost,
 }
 
 /// One thing that goes wrong.
@@ -72,7 +74,7 @@ fn nothing(_: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-use Ends::{AsBefore, Either, Refused, Settled};
+use Ends::{AsBefore, Either, Refused, Settled, SourceLost};
 use Step::{Before, Copying, Flipped, Hook, Prepared, Preparing, Resumed, Settling, Stopped};
 
 const ANY: &str = "any step";
@@ -122,7 +124,7 @@ pub static CATALOGUE: &[Fault] = &[
     fault(STOP, "wan-cut-in-the-stop", &[Stopped], AsBefore, libvirt::cut_stopped),
     fault(AFTER, "wan-cut", &[Resumed], Settled, network::wan_cut),
     fault(AFTER, "new-path-dead", &[Resumed], Settled, network::new_path_dead),
-    fault(AFTER, "source-host-dies", &[Settling], Settled, hosts::source_dies).set(clients::plain).spoils(),
+    fault(AFTER, "source-host-dies", &[Settling], SourceLost, hosts::source_dies).set(clients::plain).spoils(),
     fault(SETTLE, "client-vanishes", &[Copying], Settled, clients::vanish)
         .set(clients::another)
         .relent(clients::vanished_holds_the_old_path),
