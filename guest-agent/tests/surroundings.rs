@@ -48,3 +48,23 @@ fn no_bus_and_no_systemd_are_missed_by_nobody() {
         "{said}"
     );
 }
+
+/// Nothing moves and nobody calls: no timer, no look around. Eleven seconds are one more than its longest pause.
+#[test]
+fn an_idle_agent_is_not_woken() {
+    let script = "mount -t tmpfs tmpfs \"$place\"
+        mount -t proc proc /proc
+        $agent --directory \"$place\" run --config /nonexistent >\"$place/log\" 2>&1 &
+        agent_process=$!
+        tries=0
+        until $agent --directory \"$place\" status >/dev/null 2>&1; do
+            tries=$((tries + 1)); [ $tries -lt 100 ] || { cat \"$place/log\"; exit 1; }
+            sleep 0.1
+        done
+        woken() { cat /proc/$agent_process/status | awk '/^voluntary_ctxt_switches/ { n += $2 } END { print n }'; }
+        sleep 1; before=$(woken); sleep 11; after=$(woken)
+        cat \"$place/log\"; echo \"woken $before times, and then $after\"
+        [ $before = $after ]";
+    let (well, said) = shell(script);
+    assert!(well, "{said}");
+}

@@ -104,3 +104,35 @@ fn way_out(peer: &str, own: &str, error: &PeerError) -> String {
         _ => format!("ssh {peer} systemctl status lsm-hook"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_file_has_a_line_that_makes_it_anew() {
+        let file = std::env::temp_dir().join(format!("lsm-check-peers-{}", std::process::id()));
+        std::fs::write(&file, "name = \"here.example.org\"\n").unwrap();
+        let config = Config::load(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let unfit = |file: &std::path::Path| {
+            let error = PeerError::Unfit { file: file.to_owned(), ca: config.tls.ca.clone(), why: String::new() };
+            repair(&config, &error)
+        };
+        let (called, calling) = (unfit(&config.tls.cert), unfit(&config.tls.client_cert));
+        for (line, role, key, file) in [
+            (called, "tls_www_server", &config.tls.key, &config.tls.cert),
+            (calling, "tls_www_client", &config.tls.client_key, &config.tls.client_cert),
+        ] {
+            for words in ["dns_name = here.example.org", role, &key.display().to_string()] {
+                assert!(line.contains(words), "{words}: {line}");
+            }
+            assert!(line.contains(&format!("--outfile {} ", file.display())), "{line}");
+        }
+        let gone = PeerError::Unreadable { file: config.tls.ca.clone(), cause: std::io::ErrorKind::NotFound.into() };
+        assert!(repair(&config, &gone).starts_with("ls -l /etc/pki/CA/cacert.pem"));
+        let stranger = PeerError::NotWelcome { peer: "there".into(), why: String::new() };
+        let line = way_out("there", "here", &stranger);
+        assert!(line.starts_with("ssh there ") && line.contains("[peer.\\\"here\\\"]"), "{line}");
+    }
+}
