@@ -12,6 +12,7 @@ mod rules;
 use std::{io, process::Stdio};
 
 use lsm_protocol::Mac;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
 
@@ -20,14 +21,14 @@ use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
 pub struct Crossing {
     /// ARP, and IPv6 neighbour solicitations and advertisements: needed to be found, and to find the gateway.
     pub arp: bool,
-    /// DHCP replies by broadcast.
+    /// DHCP replies by broadcast, those to the vNIC.
     pub dhcp: bool,
     /// IPv6 router advertisements.
     pub ra: bool,
 }
 
 /// Frames that one end of a tunnel has seen since it was built.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Into the tunnel at this end.
     pub sent: u64,
@@ -37,6 +38,12 @@ pub struct Counts {
     pub received: u64,
     /// Come out of the tunnel and dropped.
     pub received_dropped: u64,
+    /// Of those sent to many, ARP and neighbour discovery.
+    pub arp: u64,
+    /// DHCP replies.
+    pub dhcp: u64,
+    /// Router advertisements.
+    pub ra: u64,
 }
 
 /// What went wrong with the filters.
@@ -104,13 +111,9 @@ pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
     let packets = |name: String| {
         objects.iter().find(|object| object["name"] == name.as_str()).and_then(|object| object["packets"].as_u64())
     };
-    let [sent, sent_dropped, received, received_dropped] = rules::counters(vni).map(packets);
-    Ok(sent.map(|sent| Counts {
-        sent,
-        sent_dropped: sent_dropped.unwrap_or(0),
-        received: received.unwrap_or(0),
-        received_dropped: received_dropped.unwrap_or(0),
-    }))
+    let [sent, counted @ ..] = rules::counters(vni).map(packets);
+    let [sent_dropped, received, received_dropped, arp, dhcp, ra] = counted.map(|count| count.unwrap_or(0));
+    Ok(sent.map(|sent| Counts { sent, sent_dropped, received, received_dropped, arp, dhcp, ra }))
 }
 
 async fn guarded() -> Result<Vec<u32>, FilterError> {

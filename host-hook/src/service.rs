@@ -32,7 +32,7 @@ use crate::{
     departure::{self, Departure},
     divert::Fdb,
     domain::Domain,
-    foresight,
+    filters, foresight,
     hook::{HookAnswer, HookRequest},
     host::{Host, SPARE_BRIDGE},
     inventory::{Inventory, Vm, read_json},
@@ -40,7 +40,7 @@ use crate::{
     moved::Moves,
     peer::Identity,
     peer_line::{self, PeerHandle},
-    status::Status,
+    status::{Crossed, Status},
     story,
     tunnel::Tunnels,
 };
@@ -437,8 +437,14 @@ impl Service {
             migrations.extend(answered.await.ok());
         }
         let tunnels = self.host.tunnels.list_ours().await.unwrap_or_default();
+        let mut crossed = Vec::new();
+        for tunnel in &tunnels {
+            if let Ok(Some(counts)) = filters::counts(*tunnel).await {
+                crossed.push(Crossed { tunnel: *tunnel, counts });
+            }
+        }
         let vms = self.host.inventory.borrow().all().cloned().collect();
-        Status { host: self.host.config.name.clone(), vms, migrations, tunnels, moved: self.host.moves.all() }
+        Status { host: self.host.config.name.clone(), vms, migrations, tunnels, crossed, moved: self.host.moves.all() }
     }
 
     /// What would become of a VM's connections, asked by way of whoever has a line to the guest: a virtio-serial port

@@ -3,7 +3,7 @@
 use lsm_protocol::{Counts, Drain, Offer, Peer, guest::Deadline};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, inventory::Vm, moved::Move};
+use crate::{clock, filters, inventory::Vm, moved::Move};
 
 /// This host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -13,9 +13,20 @@ pub struct Status {
     pub migrations: Vec<Migration>,
     /// Network identifiers of the tunnels that stand.
     pub tunnels: Vec<u32>,
+    /// What has crossed each of them, or not, at this end.
+    #[serde(default)]
+    pub crossed: Vec<Crossed>,
     /// The last moves to this host, and what became of the scripts in moved.d.
     #[serde(default)]
     pub moved: Vec<Move>,
+}
+
+/// Frames of a tunnel, as its filters have counted them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Crossed {
+    pub tunnel: u32,
+    #[serde(flatten)]
+    pub counts: filters::Counts,
 }
 
 /// A migration under way.

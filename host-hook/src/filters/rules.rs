@@ -8,9 +8,9 @@ use super::Crossing;
 
 pub(super) const TABLE: &str = "lsm";
 
-/// Sent, sent and dropped, received, received and dropped.
-pub(super) fn counters(vni: u32) -> [String; 4] {
-    ["sent", "sent_dropped", "received", "received_dropped"].map(|what| format!("{what}_{vni:x}"))
+/// Sent, sent and dropped, received, received and dropped; of what is sent to many: ARP, DHCP, router advertisements.
+pub(super) fn counters(vni: u32) -> [String; 7] {
+    ["sent", "sent_dropped", "received", "received_dropped", "arp", "dhcp", "ra"].map(|what| format!("{what}_{vni:x}"))
 }
 
 /// Every tunnel has a chain by this name, at either end.
@@ -27,7 +27,7 @@ pub(super) fn vni_of_chain(name: &str) -> Option<u32> {
 }
 
 pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
-    let [sent, sent_dropped, received, received_dropped] = counters(vni);
+    let [sent, sent_dropped, received, received_dropped, arp, dhcp, ra] = counters(vni);
     let (into, out_of) = (into(vni), out_of(vni));
     let mut text = frame(vni);
     let mut rule = |chain: &str, rule: String| _ = writeln!(text, "add rule bridge {TABLE} {chain} {rule}");
@@ -37,24 +37,29 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     rule(&into, format!("ether daddr {mac} counter name {sent} accept"));
     // Of unicast frames a bridge floods whatever it does not know; below this line only what is sent to many.
     rule(&into, format!("ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 counter name {sent_dropped} drop"));
-    let mut crosses = |what: &str| rule(&into, format!("{what} counter name {sent} accept"));
+    let mut crosses = |what: &str, kind: &str| {
+        rule(&into, format!("{what} counter name {sent} counter name {kind} accept"));
+    };
     if crossing.arp {
         // Replies too: a gateway that has failed over announces itself with either.
-        crosses("ether type arp");
-        crosses("ether type ip6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }");
+        crosses("ether type arp", &arp);
+        crosses("ether type ip6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }", &arp);
     }
     if crossing.ra {
-        crosses("ether type ip6 icmpv6 type nd-router-advert");
+        crosses("ether type ip6 icmpv6 type nd-router-advert", &ra);
     }
     if crossing.dhcp {
-        crosses("ether type ip udp sport 67 udp dport 68");
+        // Whose reply it is stands behind 8 bytes of UDP and 28 of BOOTP (RFC 951: chaddr).
+        let [a, b, c, d, e, f] = mac.0;
+        let whose = format!("@th,288,48 0x{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}");
+        crosses(&format!("ether type ip udp sport 67 udp dport 68 {whose}"), &dhcp);
     }
     rule(&into, format!("counter name {sent_dropped} drop"));
     text
 }
 
 pub(super) fn vm_end(vni: u32, mac: Mac) -> String {
-    let [sent, sent_dropped, received, received_dropped] = counters(vni);
+    let [sent, sent_dropped, received, received_dropped, ..] = counters(vni);
     let (into, out_of) = (into(vni), out_of(vni));
     let mut text = frame(vni);
     let mut rule = |chain: &str, rule: String| _ = writeln!(text, "add rule bridge {TABLE} {chain} {rule}");

@@ -7,7 +7,7 @@ use lsm_hook::{
 use lsm_protocol::Mac;
 
 use crate::{
-    frame::{BROADCAST, arp_request, icmpv6, is, numbered, udp_broadcast},
+    frame::{BROADCAST, arp_request, dhcp_broadcast, icmpv6, is, numbered},
     host::{CLIENT, Host, VNI, VNIC, able, spec, two_hosts, until},
     tap::Tap,
 };
@@ -77,8 +77,9 @@ fn of_the_lan_only_the_vnics_own_and_what_it_needs_comes_to_the_vm() {
         ("solicitation", icmpv6(ALL_NODES, CLIENT, 135)),
         ("advertisement", icmpv6(ALL_NODES, CLIENT, 136)),
         ("router", icmpv6(ALL_NODES, CLIENT, 134)),
-        ("dhcp reply", udp_broadcast(CLIENT, 67, 68)),
-        ("dhcp request", udp_broadcast(CLIENT, 68, 67)),
+        ("dhcp reply", dhcp_broadcast(CLIENT, 67, 68, VNIC)),
+        ("dhcp reply to another", dhcp_broadcast(CLIENT, 67, 68, STRANGER)),
+        ("dhcp request", dhcp_broadcast(CLIENT, 68, 67, VNIC)),
     ];
     let last = numbered(VNIC, CLIENT, 99);
     let pass = |crossing| {
@@ -87,10 +88,12 @@ fn of_the_lan_only_the_vnics_own_and_what_it_needs_comes_to_the_vm() {
     };
     assert_eq!(pass(Crossing::default()), ["own"]);
     let all_dropped = counts(&pair.a);
-    assert_eq!((all_dropped.sent, all_dropped.sent_dropped), (4, 8), "and one frame for a stranger was not flooded");
+    assert_eq!((all_dropped.sent, all_dropped.sent_dropped), (4, 9), "and one frame for a stranger was not flooded");
     assert_eq!(pass(Crossing { arp: true, ..Crossing::default() }), ["advertisement", "arp", "own", "solicitation"]);
     assert_eq!(pass(Crossing { ra: true, ..Crossing::default() }), ["own", "router"]);
     assert_eq!(pass(Crossing { dhcp: true, ..Crossing::default() }), ["dhcp reply", "own"]);
+    let counted = counts(&pair.a);
+    assert_eq!((counted.arp, counted.ra, counted.dhcp), (3, 1, 1), "each kind by itself");
     assert!(counts(&pair.a).sent_dropped > all_dropped.sent_dropped, "a change of what crosses keeps the counters");
 }
 

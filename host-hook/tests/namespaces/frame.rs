@@ -38,10 +38,14 @@ pub(crate) fn icmpv6(to: Mac, from: Mac, kind: u8) -> Vec<u8> {
     ethernet(to, from, 0x86dd, &payload)
 }
 
-pub(crate) fn udp_broadcast(from: Mac, source_port: u16, port: u16) -> Vec<u8> {
-    let mut payload = ipv4_header(28 + 20, 17, [255; 4]);
-    payload.extend([source_port.to_be_bytes(), port.to_be_bytes(), 28_u16.to_be_bytes(), [0, 0]].concat());
-    payload.resize(48, 0);
+/// DHCP by its ports and by whose it is.
+pub(crate) fn dhcp_broadcast(from: Mac, source_port: u16, port: u16, whose: Mac) -> Vec<u8> {
+    const LENGTH: u16 = 8 + 240;
+    let mut payload = ipv4_header(LENGTH + 20, 17, [255; 4]);
+    payload.extend([source_port.to_be_bytes(), port.to_be_bytes(), LENGTH.to_be_bytes(), [0, 0]].concat());
+    payload.resize(20 + 8 + 28, 0);
+    payload.extend(whose.0);
+    payload.resize(20 + usize::from(LENGTH), 0);
     ethernet(BROADCAST, from, 0x0800, &payload)
 }
 
