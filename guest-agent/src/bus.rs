@@ -1,6 +1,8 @@
 //! The D-Bus interface `org.lsm.Guest1`: on the system bus where there is one, and always peer-to-peer on a Unix socket
 //! that only root can open, so that an image without a bus has it too.
 
+mod by_hand;
+
 use std::{
     collections::HashMap,
     fs, io,
@@ -12,7 +14,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    Addressing, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest,
+    Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest,
     forecast::{Forecast, Shown},
     guest::holds::Hold,
 };
@@ -103,7 +105,7 @@ pub struct Status {
     pub stragglers: Vec<String>,
     /// Who holds moves back.
     pub holds: Vec<String>,
-    /// The last switch for good: from which address to which.
+    /// The last switch for good: from which addresses to which.
     pub switched: Option<String>,
     /// What became of the scripts then.
     pub scripts: Vec<String>,
@@ -115,7 +117,7 @@ impl Status {
         let GuestStatus { state, migration, counts, awaiting } = record.guest.status();
         let holding = record.guest.holding();
         let waiting = holding.and_then(|holding| holding.stragglers);
-        let show = |p: &crate::record::Plugged| format!("{} on {}", p.exit.source, p.mac);
+        let show = |p: &crate::record::Plugged| format!("{} on {}", p.addresses(), p.mac);
         Status {
             state,
             migration: migration.map(|m| m.to_string()),
@@ -185,20 +187,32 @@ impl Interface {
         Ok(map)
     }
 
-    /// Makes the vNIC `new` ready with `address` (with its prefix length) and `gateway`; gives the migration's id.
+    /// Makes the vNIC `new` ready with `addresses` (with their prefix lengths, one of each family at most; `dhcp` and `slaac`
+    /// stand for those that are to be got) and their `gateways`; gives the migration's id.
     #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
     async fn prepare(
         &self,
         old: &str,
         new: &str,
         lan: &str,
-        address: &str,
-        gateway: &str,
+        addresses: Vec<String>,
+        gateways: Vec<String>,
         mtu: u16,
         arrived: bool,
     ) -> fdo::Result<String> {
         let migration = MigrationId(random().map_err(|e| fdo::Error::Failed(e.to_string()))?);
-        let plan = plan(migration, old, new, lan, address, gateway, mtu, arrived).map_err(fdo::Error::InvalidArgs)?;
+        let mac = |text: &str| text.parse::<Mac>().map_err(|e| fdo::Error::InvalidArgs(format!("{text:?}: {e}")));
+        let plan = Prepare {
+            migration,
+            old: mac(old)?,
+            new: mac(new)?,
+            lan: lan.to_owned(),
+            addressing: by_hand::addressing(&addresses, &gateways).map_err(fdo::Error::InvalidArgs)?,
+            mtu,
+            arrived,
+            drain: Drain::UntilIdle,
+            lease: LEASE.as_millis() as u64,
+        };
         self.tell(ToGuest::Prepare(plan)).await?;
         Ok(migration.to_string())
     }
@@ -257,28 +271,28 @@ impl Interface {
         self.ask(|answer| Call::Release { owner, cookie, answer }).await?.map_err(fdo::Error::InvalidArgs)
     }
 
-    /// A preparation has begun: the VM will have this address of that LAN. It can be held back for so many milliseconds.
+    /// A preparation has begun: the VM will have these addresses of that LAN, and those not known yet. It can be held back for so many milliseconds.
     #[zbus(signal)]
     pub(crate) async fn preparing(
         emitter: &SignalEmitter<'_>,
         migration: &str,
         lan: &str,
-        address: &str,
+        addresses: Vec<String>,
         most_ms: u32,
     ) -> zbus::Result<()>;
 
-    /// The traffic goes by address `to`. With `sure` the VM is at its new site for certain; an early switch is said without
+    /// The traffic goes by the addresses `to`. With `sure` the VM is at its new site for certain; an early switch is said without
     /// it, and then again.
     #[zbus(signal)]
     pub(crate) async fn switched(
         emitter: &SignalEmitter<'_>,
         migration: &str,
-        from: &str,
-        to: &str,
+        from: Vec<String>,
+        to: Vec<String>,
         sure: bool,
     ) -> zbus::Result<()>;
 
-    /// The old address is gone.
+    /// The old addresses are gone.
     #[zbus(signal)]
     pub(crate) async fn settled(emitter: &SignalEmitter<'_>, migration: &str) -> zbus::Result<()>;
 
@@ -400,37 +414,6 @@ pub async fn serve_system_bus(bus: Bus) {
         }
         Err(error) => tracing::info!(%error, "not on the system bus; the Unix socket serves the command line"),
     }
-}
-
-#[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
-fn plan(
-    migration: MigrationId,
-    old: &str,
-    new: &str,
-    lan: &str,
-    address: &str,
-    gateway: &str,
-    mtu: u16,
-    arrived: bool,
-) -> Result<Prepare, String> {
-    let mac = |text: &str| text.parse::<Mac>().map_err(|e| format!("{text:?}: {e}"));
-    let (ip, prefix) =
-        address.split_once('/').ok_or_else(|| format!("{address:?} has no prefix length: say 10.2.0.7/24"))?;
-    Ok(Prepare {
-        migration,
-        old: mac(old)?,
-        new: mac(new)?,
-        lan: lan.to_owned(),
-        addressing: Addressing::Static {
-            address: ip.parse().map_err(|e| format!("{ip:?}: {e}"))?,
-            prefix_len: prefix.parse().map_err(|e| format!("prefix length {prefix:?}: {e}"))?,
-            gateway: gateway.parse().map_err(|e| format!("{gateway:?}: {e}"))?,
-        },
-        mtu,
-        arrived,
-        drain: Drain::UntilIdle,
-        lease: LEASE.as_millis() as u64,
-    })
 }
 
 fn random() -> io::Result<[u8; 16]> {

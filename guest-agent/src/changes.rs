@@ -45,8 +45,8 @@ pub async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Eve
     tokio::join!(listen, count);
 }
 
-/// Connections of the old address that end, as changes of subflows.
-pub(crate) async fn tell_closures(old: IpAddr, facts: &mpsc::UnboundedSender<Event>) -> Result<(), Error> {
+/// Connections of the old addresses that end, as changes of subflows.
+pub(crate) async fn tell_closures(old: &[IpAddr], facts: &mpsc::UnboundedSender<Event>) -> Result<(), Error> {
     let mut closures = Closures::open()?;
     loop {
         closures.of(old).await?;

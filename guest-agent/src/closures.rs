@@ -49,9 +49,9 @@ impl Closures {
         open().map_err(|cause: Cause| Error::new("be told of connections that end", cause))
     }
 
-    /// Waits until connections of this local address have ended, or may have: what is told can be lost for want of room.
+    /// Waits until connections of these local addresses have ended, or may have: what is told can be lost for want of room.
     /// However many, it is told once.
-    pub async fn of(&mut self, address: IpAddr) -> Result<(), Error> {
+    pub async fn of(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
         loop {
             let mut guard = self.socket.readable().await.map_err(|e| Error::new("wait for connections to end", e))?;
             let mut ended = false;
@@ -59,7 +59,8 @@ impl Closures {
                 match guard.try_io(|socket| netlink::receive(socket.get_ref(), &mut self.buffer)) {
                     Ok(Ok(())) => {
                         let mut told = netlink::messages(&self.buffer).map_while(Result::ok);
-                        ended |= told.any(|row| local_address(row.payload).is_some_and(|local| local.ip() == address));
+                        ended |= told
+                            .any(|row| local_address(row.payload).is_some_and(|local| addresses.contains(&local.ip())));
                     }
                     Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => ended = true,
                     Ok(Err(error)) => return Err(Error::new("hear of connections that end", error)),

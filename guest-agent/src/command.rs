@@ -47,11 +47,12 @@ enum Command {
         /// MAC of the spare.
         #[arg(long)]
         new: String,
-        /// The address with its prefix length, like 10.2.0.7/24.
+        /// The address with its prefix length, like 10.2.0.7/24; once more for the other family.
+        #[arg(long, required = true)]
+        address: Vec<String>,
+        /// The LAN's router, one for each address.
         #[arg(long)]
-        address: String,
-        #[arg(long)]
-        gateway: String,
+        gateway: Vec<String>,
         /// Name of the LAN, for the log.
         #[arg(long, default_value = "by hand")]
         lan: String,
@@ -127,8 +128,8 @@ trait Guest1 {
         old: &str,
         new: &str,
         lan: &str,
-        address: &str,
-        gateway: &str,
+        addresses: &[String],
+        gateways: &[String],
         mtu: u16,
         arrived: bool,
     ) -> zbus::Result<String>;

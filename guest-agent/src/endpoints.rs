@@ -1,44 +1,57 @@
-//! The MPTCP endpoints of the two addresses: announced, preferred, withdrawn.
+//! The MPTCP endpoints of both vNICs' addresses: announced, preferred, withdrawn.
 
 use std::net::IpAddr;
 
 use lsm_protocol::{Refusal, Side};
 
 use crate::{
-    connections::{Connection, Snapshot},
+    connections::Snapshot,
     invitation::{self, Doors},
     kernel::Kernel,
     mptcp::{Endpoint, Flags, Which},
     path::chain,
     record::{Paths, Record},
+    routing::Exit,
 };
 
-/// The new address, to every peer: `signal` moves connections that clients opened, `subflow` those that the VM opened.
+/// A new address, to every peer: `signal` moves connections that clients opened, `subflow` those that the VM opened.
 const ANNOUNCED: Flags = Flags { signal: true, subflow: true, backup: true, fullmesh: false, implicit: false };
-/// The old address, so that its priority can be set: it announces nothing and joins nothing.
+/// An old address, so that its priority can be set: it announces nothing and joins nothing.
 const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fullmesh: false, implicit: false };
 
-/// Announces the new address, as backup; with a port too where programs do not listen on it.
+/// Announces the new addresses, as backup; with a port too where programs do not listen on them.
 pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    let (old, address) = (paths.old.exit.source, paths.new.exit.source);
-    let doors = Doors::of(&kernel.diag.snapshot().map_err(refuse)?, old, address);
-    let announced = endpoints.iter().any(|e| e.address == address && e.flags.subflow);
-    if !announced {
-        record.paths = Some(Paths { old_covered: covers(&endpoints, old), ..paths });
+    let doors = Doors::of(&kernel.diag.snapshot().map_err(refuse)?, &paths);
+    let is_announced = |exit: &Exit| endpoints.iter().any(|e| e.address == exit.source && e.flags.subflow);
+    if !paths.new.exits().any(|exit| is_announced(&exit)) {
+        let old_covered = paths.old.exits().all(|exit| covers(&endpoints, exit.source));
+        record.paths = Some(Paths { old_covered, ..paths });
+    }
+    for exit in paths.new.exits().filter(|exit| !is_announced(exit)) {
         // Where all doors are shut, joins without a port would be refused, and each costs the peer one of the addresses
         // that it accepts.
-        let flags = Flags { signal: doors.shut == 0 || doors.open > 0, ..ANNOUNCED };
-        let id = fresh_id(record, &endpoints)?;
-        let endpoint = Endpoint { id, address, port: 0, flags, ifindex: paths.new.exit.ifindex };
-        kernel.path_manager.add(&endpoint).map_err(refuse)?;
+        let flags = Flags { signal: doors.worth_trying(exit.source), ..ANNOUNCED };
+        add(kernel, record, &exit, flags, &endpoints)?;
     }
-    if doors.shut > 0 {
-        tracing::info!(connections = doors.shut, "no program listens for their joins; announcing with a port");
-        invitation::open(kernel, record, &paths.new)?;
+    if let Some(exits) = doors.to_open(&paths.new) {
+        tracing::info!("for some connections no program listens for joins; announcing with a port");
+        invitation::open(kernel, record, &exits)?;
     }
     Ok(())
+}
+
+fn add(
+    kernel: &mut Kernel,
+    record: &mut Record,
+    exit: &Exit,
+    flags: Flags,
+    endpoints: &[Endpoint],
+) -> Result<(), Refusal> {
+    let id = fresh_id(record, endpoints)?;
+    let endpoint = Endpoint { id, address: exit.source, port: 0, flags, ifindex: exit.ifindex };
+    kernel.path_manager.add(&endpoint).map_err(refuse)
 }
 
 /// Announces it again to those who did not join: under a fresh id, since a peer takes no address twice.
@@ -49,28 +62,27 @@ pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal>
 /// where the kernel listens for them: it takes a port.
 pub(crate) fn announce_again(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
-    let (old, new) = (paths.old.exit.source, paths.new.exit.source);
-    let left = able_and_left(&kernel.diag.snapshot().map_err(refuse)?, old, new);
+    let left = able_and_left(&kernel.diag.snapshot().map_err(refuse)?, &paths);
     withdraw(kernel, record, Side::New)?;
     announce(kernel, record)?;
-    if left > 0 {
+    if !left.is_empty() {
         tracing::info!(
-            connections = left,
+            connections = left.len(),
             "moved before or opened here, and not joined; announcing with a port for their peers"
         );
-        invitation::open(kernel, record, &paths.new)?;
+        invitation::open(kernel, record, &invitation::within_reach(&paths.new, &left))?;
     }
     Ok(())
 }
 
-/// Those who have not joined, but for those who clients opened and who never moved: their clients may take no address.
-fn able_and_left(snapshot: &Snapshot, old: IpAddr, new: IpAddr) -> usize {
-    let on = |c: &Connection, address| c.subflows.iter().any(|s| s.established && s.local.ip() == address);
-    let left = |c: &&Connection| c.opened_by_us != Some(false) && on(c, old) && !on(c, new);
-    snapshot.connections.iter().filter(left).count()
+/// Those who have not joined, by their old addresses, but for those who clients opened and who never moved: their clients
+/// may take no address.
+fn able_and_left(snapshot: &Snapshot, paths: &Paths) -> Vec<IpAddr> {
+    let able = snapshot.connections.iter().filter(|c| c.opened_by_us != Some(false));
+    able.filter_map(|connection| invitation::left_behind(connection, paths)).collect()
 }
 
-/// The flip: both priorities in one write.
+/// The flip: all priorities in one write.
 pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let paths = match side {
         Side::New => paths(record)?,
@@ -80,50 +92,41 @@ pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<()
             None => return Ok(()),
         },
     };
-    let (old, new) = (paths.old.exit.source, paths.new.exit.source);
     let to_new = side == Side::New;
     if to_new && !paths.old_covered {
         cover(kernel, record, paths)?;
     }
-    let mut priorities = vec![(Which::Address(new), !to_new), (Which::Address(old), to_new)];
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    for (address, backup) in [(new, !to_new), (old, to_new)] {
-        // An endpoint with a port is not meant when its address is named.
-        priorities.extend(invitation::with_port(&endpoints, address).map(|e| (Which::Id(e.id), backup)));
-    }
-    if !to_new {
-        priorities.retain(|(which, _)| match which {
-            Which::Address(address) => covers(&endpoints, *address),
-            Which::Id(_) => true,
-        });
-        priorities.reverse(); // the path that is to carry the traffic first
+    let mut priorities = Vec::new();
+    // The path that is to carry the traffic first.
+    for (plugged, backup) in [(paths.side(side), false), (paths.side(side.other()), true)] {
+        for address in plugged.addresses().all() {
+            if to_new || covers(&endpoints, address) {
+                priorities.push((Which::Address(address), backup));
+            }
+            // An endpoint with a port is not meant when its address is named.
+            priorities.extend(invitation::with_port(&endpoints, address).map(|e| (Which::Id(e.id), backup)));
+        }
     }
     if priorities.is_empty() { Ok(()) } else { kernel.path_manager.set_backup(&priorities).map_err(refuse) }
 }
 
-/// Deletes the endpoint of this side's address, if there is one: RM_ADDR to every peer, its subflows close.
+/// Deletes the endpoints of this side's addresses, if there are any: RM_ADDR to every peer, their subflows close.
 pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
     let Some(paths) = record.paths else { return Ok(()) };
-    let address = match side {
-        Side::Old => paths.old.exit.source,
-        Side::New => paths.new.exit.source,
-    };
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    for endpoint in endpoints.iter().filter(|e| e.address == address && !e.flags.implicit) {
-        kernel.path_manager.delete(endpoint.id, address).map_err(refuse)?;
+    for endpoint in endpoints.iter().filter(|e| paths.side(side).carries(e.address) && !e.flags.implicit) {
+        kernel.path_manager.delete(endpoint.id, endpoint.address).map_err(refuse)?;
     }
     Ok(())
 }
 
-/// Adds the endpoint that covers the old address. It stays when a migration is aborted after a flip: deleting it would
+/// Adds the endpoints that cover the old addresses. They stay when a migration is aborted after a flip: deleting them would
 /// close the initial subflow of every connection.
 fn cover(kernel: &mut Kernel, record: &mut Record, paths: Paths) -> Result<(), Refusal> {
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    let address: IpAddr = paths.old.exit.source;
-    if !covers(&endpoints, address) {
-        let id = fresh_id(record, &endpoints)?;
-        let endpoint = Endpoint { id, address, port: 0, flags: COVERING, ifindex: paths.old.exit.ifindex };
-        kernel.path_manager.add(&endpoint).map_err(refuse)?;
+    for exit in paths.old.exits().filter(|exit| !covers(&endpoints, exit.source)) {
+        add(kernel, record, &exit, COVERING, &endpoints)?;
     }
     record.paths = Some(Paths { old_covered: true, ..paths });
     Ok(())

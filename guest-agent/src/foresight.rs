@@ -12,7 +12,7 @@ use crate::{
     connections::{Connection, Snapshot, Subflow},
     kernel::Kernel,
     path::chain,
-    record::Record,
+    record::{Plugged, Record},
 };
 
 /// Looks at every connection. The error is in words.
@@ -22,8 +22,8 @@ pub async fn look(kernel: &mut Kernel, record: &Record, now: Millis) -> Result<F
     let datagrams = kernel.diag.datagrams().map_err(|e| chain(&e))?;
     let datagrams = datagrams.map(|all| all.into_iter().filter(|socket| managed.contains(&socket.ip())).collect());
     let announced = record.guest.has_announced();
-    let new = record.paths.filter(|_| announced).map(|paths| paths.new.exit.source);
-    Ok(Forecast::of(now, &record.evidence, looks(&snapshot, &managed, new), announced, datagrams))
+    let new = record.paths.filter(|_| announced).map(|paths| paths.new);
+    Ok(Forecast::of(now, &record.evidence, looks(&snapshot, &managed, new.as_ref()), announced, datagrams))
 }
 
 /// The addresses that a move would leave. Between migrations the guest knows the managed vNICs from the host; where no
@@ -42,7 +42,7 @@ async fn managed(kernel: &mut Kernel, record: &Record) -> Result<HashSet<IpAddr>
     Ok(vnics.iter().filter(is_managed).flat_map(|vnic| vnic.addresses.iter().map(|(address, _)| *address)).collect())
 }
 
-fn looks(snapshot: &Snapshot, managed: &HashSet<IpAddr>, new: Option<IpAddr>) -> Vec<Look> {
+fn looks(snapshot: &Snapshot, managed: &HashSet<IpAddr>, new: Option<&Plugged>) -> Vec<Look> {
     let legacy = snapshot.legacy.iter().map(|legacy| Look {
         local: legacy.local,
         remote: legacy.remote,
@@ -52,7 +52,7 @@ fn looks(snapshot: &Snapshot, managed: &HashSet<IpAddr>, new: Option<IpAddr>) ->
     legacy.chain(snapshot.connections.iter().filter_map(|connection| look_at(connection, managed, new))).collect()
 }
 
-fn look_at(connection: &Connection, managed: &HashSet<IpAddr>, new: Option<IpAddr>) -> Option<Look> {
+fn look_at(connection: &Connection, managed: &HashSet<IpAddr>, new: Option<&Plugged>) -> Option<Look> {
     let is_managed = |subflow: &&Subflow| managed.contains(&subflow.local.ip());
     let established = || connection.subflows.iter().filter(|subflow| subflow.established);
     // It is known by the subflow that carries its data.
@@ -64,7 +64,7 @@ fn look_at(connection: &Connection, managed: &HashSet<IpAddr>, new: Option<IpAdd
         remote: shown.remote,
         managed: of_managed.is_some(),
         kind: Kind::Mptcp {
-            joined: established().any(|subflow| Some(subflow.local.ip()) == new),
+            joined: established().any(|subflow| new.is_some_and(|new| new.carries(subflow.local.ip()))),
             opened_here,
             accepted: !opened_here && established().any(|subflow| !subflow.initial && !subflow.opened_by_us),
             full: connection.full,

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use lsm_protocol::Mac;
 use nix::{
     errno::Errno,
@@ -29,6 +30,7 @@ use tokio::{
 use crate::{
     netlink::{Changed, Channel, Error, Message},
     raw::watch,
+    routing::Exit,
 };
 
 /// Between two questions. The answer of a gateway behind a tunnel takes its round trip; only loss makes a second one useful.
@@ -58,6 +60,29 @@ pub async fn probe(ifindex: u32, mac: Mac, source: IpAddr, target: IpAddr) -> Re
     };
     let what = || format!("probe {target} from {source} ({mac}, interface {ifindex})");
     asked.await.map_err(|error| Error::new(what(), error))
+}
+
+/// Waits until the gateways of all these exits of one card have answered. `silent` is told which is waited for. There is
+/// no deadline, as of [`probe`].
+///
+/// # Errors
+/// As of [`probe`].
+pub async fn all_answer(mac: Mac, exits: Vec<Exit>, silent: impl Fn(IpAddr)) -> Result<(), Error> {
+    let mut left: Vec<IpAddr> = exits.iter().map(|exit| exit.gateway).collect();
+    let ask =
+        |exit: Exit| async move { probe(exit.ifindex, mac, exit.source, exit.gateway).await.map(|_| exit.gateway) };
+    let mut answers: FuturesUnordered<_> = exits.into_iter().map(ask).collect();
+    loop {
+        let Some(first) = left.first() else { return Ok(()) };
+        silent(*first);
+        match answers.next().await {
+            Some(answer) => {
+                let gateway = answer?;
+                left.retain(|one| *one != gateway);
+            }
+            None => return Ok(()),
+        }
+    }
 }
 
 /// Tells the link that `address` is at `mac`: a gratuitous ARP in both forms (stacks differ in which they heed), or an

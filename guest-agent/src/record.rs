@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lsm_protocol::{Mac, forecast::Evidence, guest::Guest};
+use lsm_protocol::{Addresses, Mac, Side, forecast::Evidence, guest::Guest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -57,11 +57,38 @@ impl From<RuleKey> for Rule {
     }
 }
 
-/// A vNIC with the address it carries.
+/// A vNIC with the addresses it carries, each with its way out: one of each family at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plugged {
     pub mac: Mac,
-    pub exit: Exit,
+    pub v4: Option<Exit>,
+    pub v6: Option<Exit>,
+}
+
+impl Plugged {
+    /// A vNIC without addresses, so far.
+    pub fn bare(mac: Mac) -> Plugged {
+        Plugged { mac, v4: None, v6: None }
+    }
+
+    pub fn exits(&self) -> impl Iterator<Item = Exit> + use<> {
+        self.v4.into_iter().chain(self.v6)
+    }
+
+    /// IPv4 first.
+    pub fn addresses(&self) -> Addresses {
+        self.exits().map(|exit| exit.source).collect()
+    }
+
+    pub fn carries(&self, address: IpAddr) -> bool {
+        self.exits().any(|exit| exit.source == address)
+    }
+
+    /// In place of what it had of the same family.
+    pub fn put(&mut self, exit: Exit) {
+        let place = if exit.source.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        *place = Some(exit);
+    }
 }
 
 /// The two paths of the migration under way.
@@ -69,8 +96,17 @@ pub struct Plugged {
 pub struct Paths {
     pub old: Plugged,
     pub new: Plugged,
-    /// There is an endpoint that covers the old address, so that its priority can be set.
+    /// There are endpoints that cover the old addresses, so that their priority can be set.
     pub old_covered: bool,
+}
+
+impl Paths {
+    pub fn side(&self, side: Side) -> &Plugged {
+        match side {
+            Side::Old => &self.old,
+            Side::New => &self.new,
+        }
+    }
 }
 
 /// All of it.

@@ -5,7 +5,10 @@ use lsm_protocol::{
     guest::{Notice, Order, Step},
 };
 
-use crate::record::Paths;
+use crate::{
+    record::{Paths, Plugged},
+    routing::Exit,
+};
 
 /// One line per thing that would be done, in its order.
 pub(crate) fn steps(orders: &[Order], paths: Option<&Paths>) -> Vec<String> {
@@ -30,35 +33,41 @@ pub(crate) fn steps(orders: &[Order], paths: Option<&Paths>) -> Vec<String> {
 }
 
 fn step_lines(step: Step, paths: Option<&Paths>) -> Vec<String> {
-    let Some(Paths { old, new, old_covered }) = paths else { return vec![format!("{step:?}")] };
-    let (old_address, new_address) = (old.exit.source, new.exit.source);
+    let Some(paths @ Paths { old, new, old_covered }) = paths else { return vec![format!("{step:?}")] };
     match step {
         Step::Prefer(side) => {
             let mut lines = Vec::new();
-            if side == Side::New && !old_covered {
-                let name = nix::net::if_::if_indextoname(old.exit.ifindex);
-                let name = name
-                    .map_or_else(|_| format!("(interface {})", old.exit.ifindex), |n| n.to_string_lossy().into_owned());
-                lines.push(format!("ip mptcp endpoint add {old_address} dev {name}"));
+            for exit in old.exits().filter(|_| side == Side::New && !old_covered) {
+                let name = nix::net::if_::if_indextoname(exit.ifindex);
+                let name =
+                    name.map_or_else(|_| format!("(interface {})", exit.ifindex), |n| n.to_string_lossy().into_owned());
+                lines.push(format!("ip mptcp endpoint add {} dev {name}", exit.source));
             }
-            let [first, second] = match side {
-                Side::New => [new_address, old_address],
-                Side::Old => [old_address, new_address],
+            let change = |plugged: &Plugged, to: &'static str| {
+                let change = move |exit: Exit| format!("ip mptcp endpoint change {} {to}", exit.source);
+                plugged.exits().map(change).collect::<Vec<_>>()
             };
-            lines.push(format!(
-                "ip mptcp endpoint change {first} nobackup; ip mptcp endpoint change {second} backup   (one write)"
-            ));
+            let (first, second) = if side == Side::New { (new, old) } else { (old, new) };
+            let changes = [change(first, "nobackup"), change(second, "backup")].concat();
+            lines.push(format!("{}   (one write)", changes.join("; ")));
             lines
         }
-        Step::TakeOver => vec![
-            format!("gratuitous ARP or unsolicited NA for {new_address} from {}", new.mac),
-            format!("ip neigh: probe {} afresh", new.exit.gateway),
-            format!("ip route replace default via {} src {new_address}   (main table)", new.exit.gateway),
-        ],
+        Step::TakeOver => new.exits().flat_map(|exit| take_over_lines(new, &exit)).collect(),
         Step::Withdraw(side) => {
-            let address = if side == Side::Old { old_address } else { new_address };
-            vec![format!("ip mptcp endpoint delete {address}   (RM_ADDR; its subflows close)")]
+            let delete =
+                |exit: Exit| format!("ip mptcp endpoint delete {}   (RM_ADDR; its subflows close)", exit.source);
+            paths.side(side).exits().map(delete).collect()
         }
-        other => vec![format!("{other:?} for {old_address} and {new_address}")],
+        other => vec![format!("{other:?} for {} and {}", old.addresses(), new.addresses())],
     }
+}
+
+fn take_over_lines(new: &Plugged, exit: &Exit) -> [String; 3] {
+    let Exit { source, gateway, .. } = exit;
+    let (said, ip) = if source.is_ipv4() { ("gratuitous ARP", "ip") } else { ("unsolicited NA", "ip -6") };
+    [
+        format!("{said} for {source} from {}", new.mac),
+        format!("ip neigh: probe {gateway} afresh"),
+        format!("{ip} route replace default via {gateway} src {source}   (main table)"),
+    ]
 }

@@ -1,6 +1,7 @@
 //! What programs in the VM hear on D-Bus: the signals of `org.lsm.Guest1`, on every connection that is open.
 
 use futures_util::StreamExt as _;
+use lsm_protocol::Addresses;
 use tokio::sync::{broadcast, mpsc};
 use zbus::{Connection, MessageStream, fdo, object_server::SignalEmitter};
 
@@ -12,8 +13,8 @@ pub const BACKLOG: usize = 64;
 /// One of them, with what it carries.
 #[derive(Clone, Debug)]
 pub enum Signal {
-    Preparing { migration: String, lan: String, address: String, most_ms: u32 },
-    Switched { migration: String, from: String, to: String, sure: bool },
+    Preparing { migration: String, lan: String, addresses: Addresses, most_ms: u32 },
+    Switched { migration: String, from: Addresses, to: Addresses, sure: bool },
     Settled { migration: String },
     Aborted { migration: String },
 }
@@ -22,16 +23,20 @@ impl Signal {
     async fn emit(self, connection: &Connection) -> zbus::Result<()> {
         let emitter = SignalEmitter::new(connection, OBJECT)?;
         match self {
-            Signal::Preparing { migration, lan, address, most_ms } => {
-                Interface::preparing(&emitter, &migration, &lan, &address, most_ms).await
+            Signal::Preparing { migration, lan, addresses, most_ms } => {
+                Interface::preparing(&emitter, &migration, &lan, texts(addresses), most_ms).await
             }
             Signal::Switched { migration, from, to, sure } => {
-                Interface::switched(&emitter, &migration, &from, &to, sure).await
+                Interface::switched(&emitter, &migration, texts(from), texts(to), sure).await
             }
             Signal::Settled { migration } => Interface::settled(&emitter, &migration).await,
             Signal::Aborted { migration } => Interface::aborted(&emitter, &migration).await,
         }
     }
+}
+
+fn texts(addresses: Addresses) -> Vec<String> {
+    addresses.all().iter().map(ToString::to_string).collect()
 }
 
 /// Keeps a connection until its other end is gone, and says every signal on it.

@@ -1,9 +1,9 @@
 //! What the VM is told when it is at its new site: the operator's scripts in `/etc/lsm/switched.d`. One run after the
 //! other, beside the agent's own work.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use lsm_protocol::{FromGuest, MigrationId, Side};
+use lsm_protocol::{Addresses, FromGuest, MigrationId, Side};
 use lsm_scripts::Ran;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -13,13 +13,13 @@ use crate::record::Paths;
 /// Where they are.
 const DIRECTORY: &str = "/etc/lsm/switched.d";
 
-/// From which address to which the VM's traffic went, for good.
+/// From which addresses to which the VM's traffic went, for good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {
     pub migration: MigrationId,
     pub lan: String,
-    pub from: IpAddr,
-    pub to: IpAddr,
+    pub from: Addresses,
+    pub to: Addresses,
     /// What became of the scripts; `None` until they have run.
     pub scripts: Option<Vec<Ran>>,
 }
@@ -27,7 +27,7 @@ pub struct Move {
 impl Move {
     /// The move to one side of a migration's paths.
     pub fn to(side: Side, migration: MigrationId, lan: &str, paths: &Paths) -> Move {
-        let [old, new] = [paths.old, paths.new].map(|plugged| plugged.exit.source);
+        let [old, new] = [paths.old, paths.new].map(|plugged| plugged.addresses());
         let (from, to) = if side == Side::New { (old, new) } else { (new, old) };
         Move { migration, lan: lan.to_owned(), from, to, scripts: None }
     }
@@ -37,13 +37,10 @@ impl Move {
         FromGuest::Moved { migration: self.migration, from: self.from, to: self.to }
     }
 
-    fn variables(&self) -> [(&'static str, String); 4] {
-        [
-            ("LSM_OLD_ADDRESS", self.from.to_string()),
-            ("LSM_NEW_ADDRESS", self.to.to_string()),
-            ("LSM_LAN", self.lan.clone()),
-            ("LSM_MIGRATION", self.migration.to_string()),
-        ]
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let mut all = lsm_scripts::addresses(&self.from.all(), &self.to.all());
+        all.extend([("LSM_LAN", self.lan.clone()), ("LSM_MIGRATION", self.migration.to_string())]);
+        all
     }
 }
 

@@ -1,12 +1,12 @@
 //! Who has joined, who has moved, who cannot: one dump turned into [`Counts`].
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use lsm_protocol::{Counts, forecast::Outcome};
 
 use crate::{
     connections::{Connection, Snapshot, Subflow},
-    record::Paths,
+    record::{Paths, Plugged},
 };
 
 /// The advance path costs a connection little if its round-trip time is at most half as much again, and 10 ms.
@@ -39,7 +39,7 @@ impl Tally {
     pub(crate) fn count(&mut self, snapshot: &Snapshot, paths: &Paths, arrived: bool) -> Counts {
         let proving = arrived && self.proving;
         self.proving = arrived;
-        let (old, new) = (paths.old.exit.source, paths.new.exit.source);
+        let (old, new) = (&paths.old, &paths.new);
         let mut counts = Counts::default();
         self.outcomes.clear();
         let mut seen = HashMap::with_capacity(snapshot.connections.len());
@@ -74,7 +74,7 @@ impl Tally {
                 counts.moved += 1;
             }
         }
-        counts.legacy = snapshot.legacy.iter().filter(|l| l.local.ip() == old).count() as u32;
+        counts.legacy = snapshot.legacy.iter().filter(|l| old.carries(l.local.ip())).count() as u32;
         if !proving {
             self.before.clone_from(&seen);
         }
@@ -88,8 +88,8 @@ impl Tally {
     }
 }
 
-fn on(connection: &Connection, address: IpAddr) -> impl Iterator<Item = &Subflow> {
-    connection.subflows.iter().filter(move |s| s.local.ip() == address)
+fn on<'a>(connection: &'a Connection, plugged: &'a Plugged) -> impl Iterator<Item = &'a Subflow> {
+    connection.subflows.iter().filter(|s| plugged.carries(s.local.ip()))
 }
 
 fn carried(subflow: &Subflow) -> u64 {
@@ -103,12 +103,14 @@ fn sum<'a>(subflows: impl Iterator<Item = &'a Subflow>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{record::Plugged, routing::Exit};
+    use crate::routing::Exit;
 
     fn paths() -> Paths {
         let plugged = |address: &str| {
             let source = address.parse().unwrap();
-            Plugged { mac: lsm_protocol::Mac([2; 6]), exit: Exit { ifindex: 1, source, prefix: 24, gateway: source } }
+            let mut plugged = Plugged::bare(lsm_protocol::Mac([2; 6]));
+            plugged.put(Exit { ifindex: 1, source, prefix: 24, gateway: source });
+            plugged
         };
         Paths { old: plugged("10.1.0.7"), new: plugged("10.2.0.7"), old_covered: true }
     }

@@ -31,6 +31,16 @@ pub struct Vnic {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
+impl Vnic {
+    /// The first address of a family, with its prefix length; of IPv6 none that is link-local.
+    pub fn address(&self, v6: bool) -> Option<(IpAddr, u8)> {
+        self.addresses.iter().copied().find(|(address, _)| match address {
+            IpAddr::V4(_) => !v6,
+            IpAddr::V6(a) => v6 && !a.is_unicast_link_local(),
+        })
+    }
+}
+
 /// What could not be done to which card.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}")]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    Addressing, Decline, Drain, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
+    Addressing, Decline, Drain, Given, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
     destination::{self, Destination, Order, Policy, Short, Unprepared},
     forecast::Survival,
 };
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     arrival::Saved,
     clock::now,
-    config::{self, Lan},
+    config::{self, Lan, Subnet},
     domain::{Domain, DomainError, Plug, rewrite},
     hook::HookAnswer,
     host::{Host, SPARE_BRIDGE, vni},
@@ -68,8 +68,8 @@ pub enum Refused {
         "vNIC {mac} still holds the VM's address of {lan}, a LAN of this host: a VM can return to a LAN only after its move away from there has settled; wait for it (on the host where it runs, \"lsm-hook status\" shows what that waits for), or end it there with \"lsm-hook release VM\", and with it the connections that have only the old address"
     )]
     StillHeld { mac: Mac, lan: String },
-    #[error("the pool of LAN {0} has no free address; enlarge [lan.{0}] pool")]
-    PoolExhausted(String),
+    #[error("the pool of LAN {lan} has no free address of {prefix}; enlarge [lan.{lan}] pool")]
+    PoolExhausted { lan: String, prefix: config::Prefix },
     #[error("{short}: {named}")]
     Connections { short: Short, named: String },
     #[error(
@@ -265,10 +265,15 @@ async fn need_bridge(host: &Host, name: &str, lan: &Lan) -> Result<(), Refused> 
 
 fn addressing(host: &Host, name: &str, lan: &Lan, vm: Uuid) -> Result<Addressing, Refused> {
     let config::Addressing::Static = lan.addressing;
-    let pool: Vec<IpAddr> = lan.pool.addresses().collect();
-    let address = host.inventory.borrow_mut().lease(pool.into_iter(), vm);
-    let address = address.ok_or_else(|| Refused::PoolExhausted(name.to_owned()))?;
-    Ok(Addressing::Static { address, prefix_len: lan.prefix.length(), gateway: lan.gateway })
+    let leased = host.inventory.borrow_mut().lease(&lan.subnets, vm);
+    let exhausted = |subnet: &Subnet| Refused::PoolExhausted { lan: name.to_owned(), prefix: subnet.prefix };
+    let addresses = leased.map_err(exhausted)?;
+    let given = |(subnet, address): (&Subnet, IpAddr)| Given {
+        address,
+        prefix_len: subnet.prefix.length(),
+        gateway: subnet.gateway,
+    };
+    Ok(lan.subnets.iter().zip(addresses).map(given).collect())
 }
 
 /// The vNIC that gets an address here. A VM whose vNICs all hold one is in the middle of its last move, and the guest

@@ -2,13 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
     rc::Rc,
     time::{Duration, SystemTime},
 };
 
 use lsm_protocol::{
-    Addressing, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
+    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
 };
@@ -410,12 +409,12 @@ impl Arrival {
         }
     }
 
-    /// The operator's scripts hear of it. The old address is the guest's word; the new one is known here, and a guest has
-    /// no other.
-    fn tell_moved(&self, offer: &Offer, from: IpAddr, to: IpAddr) {
-        let is_given = |at: IpAddr| matches!(offer.addressing, Addressing::Static { address, .. } if address == at);
-        if is_given(from) == is_given(to) {
-            tracing::debug!(vm = self.saved.name, %from, %to, "not the address that the VM was given");
+    /// The operator's scripts hear of it. The old addresses are the guest's word; the new ones are known here, as far as they
+    /// were given, and a guest has no others.
+    fn tell_moved(&self, offer: &Offer, from: Addresses, to: Addresses) {
+        let given = offer.addressing.addresses();
+        if (from == given) == (to == given) {
+            tracing::debug!(vm = self.saved.name, %from, %to, "not the addresses that the VM was given");
             return;
         }
         let (vm, peer, lan) = (self.saved.name.clone(), self.saved.peer.clone(), offer.lan.clone());

@@ -85,18 +85,24 @@ impl Default for Tls {
 pub struct Lan {
     /// The bridge of this host that is the LAN.
     pub bridge: String,
-    /// The LAN's IP subnet.
-    pub prefix: Prefix,
-    /// The LAN's router.
-    pub gateway: IpAddr,
-    /// The addresses that this host may give to VMs. Hosts on the same LAN must not share any.
-    pub pool: Pool,
+    /// The LAN's IP subnets, of one family each: IPv4, IPv6 or both.
+    pub subnets: Vec<Subnet>,
     /// MTU of the LAN in bytes.
     pub mtu: u32,
     /// How a VM that arrives gets its address.
     pub addressing: Addressing,
     /// Whether VMs that come from other LANs get an address of this one. Of one LAN at most.
     pub offer: bool,
+}
+
+/// What a LAN is in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    pub prefix: Prefix,
+    /// The LAN's router.
+    pub gateway: IpAddr,
+    /// The addresses that this host may give to VMs. Hosts on the same LAN must not share any.
+    pub pool: Pool,
 }
 
 /// How a vNIC gets its address of a LAN.

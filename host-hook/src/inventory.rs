@@ -11,7 +11,11 @@ use std::{
 use lsm_protocol::{Mac, Uuid, VnicPlace};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{config::Config, domain::Domain, guest_line::Address};
+use crate::{
+    config::{Config, Subnet},
+    domain::Domain,
+    guest_line::Address,
+};
 
 /// A managed VM on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,14 +148,20 @@ impl Inventory {
         }
     }
 
-    /// An address of the pool for this VM: the one it has, or the first free one.
-    pub fn lease(&mut self, pool: impl Iterator<Item = IpAddr> + Clone, vm: Uuid) -> Option<IpAddr> {
+    /// An address of each subnet for this VM: the one it has, or the first free one of the pool. All, or none is given.
+    ///
+    /// # Errors
+    /// The first subnet whose pool is exhausted.
+    pub fn lease<'a>(&mut self, subnets: &'a [Subnet], vm: Uuid) -> Result<Vec<IpAddr>, &'a Subnet> {
         let held = |address: &IpAddr| self.leases.get(address);
-        let address =
-            pool.clone().find(|a| held(a) == Some(&vm)).or_else(|| pool.clone().find(|a| held(a).is_none()))?;
-        self.leases.insert(address, vm);
+        let address = |subnet: &'a Subnet| {
+            let pool = || subnet.pool.addresses();
+            pool().find(|a| held(a) == Some(&vm)).or_else(|| pool().find(|a| held(a).is_none())).ok_or(subnet)
+        };
+        let addresses = subnets.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+        self.leases.extend(addresses.iter().map(|address| (*address, vm)));
         self.save();
-        Some(address)
+        Ok(addresses)
     }
 
     pub fn release(&mut self, vm: Uuid) {

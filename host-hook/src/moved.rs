@@ -5,13 +5,12 @@ use std::{
     cell::RefCell,
     collections::{BTreeSet, VecDeque},
     io,
-    net::IpAddr,
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
 
-use lsm_protocol::MigrationId;
+use lsm_protocol::{Addresses, MigrationId};
 use lsm_scripts::Ran;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +21,7 @@ const DIRECTORY: &str = "/etc/lsm/moved.d";
 /// Moves that are remembered after they are over.
 const REMEMBERED: usize = 20;
 
-/// From which address to which a VM's traffic went, on its move to this host.
+/// From which addresses to which a VM's traffic went, on its move to this host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Move {
     pub migration: String,
@@ -30,8 +29,8 @@ pub struct Move {
     /// The host it came from.
     pub peer: String,
     pub lan: String,
-    pub from: IpAddr,
-    pub to: IpAddr,
+    pub from: Addresses,
+    pub to: Addresses,
     /// What became of the scripts; `None` until they have run.
     pub scripts: Option<Vec<Ran>>,
     /// The guest says no more of it.
@@ -44,15 +43,15 @@ impl Move {
         (&self.migration, self.to) == (&other.migration, other.to)
     }
 
-    fn variables(&self) -> [(&'static str, String); 6] {
-        [
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let mut all = lsm_scripts::addresses(&self.from.all(), &self.to.all());
+        all.extend([
             ("LSM_DOMAIN", self.vm.clone()),
-            ("LSM_OLD_ADDRESS", self.from.to_string()),
-            ("LSM_NEW_ADDRESS", self.to.to_string()),
             ("LSM_LAN", self.lan.clone()),
             ("LSM_PEER", self.peer.clone()),
             ("LSM_MIGRATION", self.migration.clone()),
-        ]
+        ]);
+        all
     }
 }
 
@@ -161,6 +160,10 @@ impl Moves {
 mod tests {
     use super::*;
 
+    fn address(text: &str) -> Addresses {
+        std::iter::once(text.parse::<std::net::IpAddr>().unwrap()).collect()
+    }
+
     fn moved(number: u8, to: &str) -> (MigrationId, Move) {
         let migration = MigrationId([number; 16]);
         let of = Move {
@@ -168,8 +171,8 @@ mod tests {
             vm: format!("vm{number}"),
             peer: "montreal".to_owned(),
             lan: "dallas".to_owned(),
-            from: "10.1.0.7".parse().unwrap(),
-            to: to.parse().unwrap(),
+            from: address("10.1.0.7"),
+            to: address(to),
             scripts: None,
             over: false,
         };

@@ -609,7 +609,7 @@ impl Offer {
             old: self.home.mac,
             new: self.advance.mac,
             lan: self.lan.clone(),
-            addressing: self.addressing.clone(),
+            addressing: self.addressing,
             mtu: self.mtu,
             arrived,
             drain: self.drain,

@@ -22,6 +22,7 @@ mod settling;
 mod switched;
 
 use alloc::{vec, vec::Vec};
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,23 +64,23 @@ pub const INVITE_MAX: Millis = 5 * 60_000;
 pub enum Step {
     /// New vNIC up; address; rules and tables for both addresses.
     RaisePath,
-    /// The new LAN's gateway answers through the new vNIC. Done in the background.
+    /// The new LAN's gateways, one of each family, answer through the new vNIC. Done in the background.
     ProbeGateway,
-    /// Endpoint for the new address: `signal subflow backup`.
+    /// Endpoint for each new address: `signal subflow backup`.
     Announce,
     /// The same withdrawn and made again.
     Reannounce,
     /// The new address announced once more, with a port of its own: those who have joined it lose nothing by it.
     Invite,
-    /// The flip: this side's endpoint is preferred, the other's is backup; in one netlink write.
+    /// The flip: this side's endpoints are preferred, the other's are backup; in one netlink write.
     Prefer(Side),
-    /// Neighbours on the new LAN told, the gateway probed afresh, the main default route moved.
+    /// Neighbours on the new LAN told, the gateways probed afresh, the main default routes moved.
     TakeOver,
-    /// This side's endpoint deleted: RM_ADDR, its subflows close.
+    /// This side's endpoints deleted: RM_ADDR, their subflows close.
     Withdraw(Side),
     /// Undoes `RaisePath`, entry by entry.
     LowerPath,
-    /// Old address, its rule and table gone, old vNIC down: it is the spare now.
+    /// Old addresses, their rules and tables gone, old vNIC down: it is the spare now.
     ReleaseOld,
 }
 
@@ -117,6 +118,8 @@ pub enum Event {
     Told(ToGuest),
     Done(Step),
     Failed(Step, Refusal),
+    /// Of the gateways that are asked, this one has not answered yet. Repeated when it is another's turn.
+    Silent(IpAddr),
     Counted(Counts),
     /// The path manager says that subflows came or went: worth a count.
     SubflowsChanged,
@@ -184,6 +187,9 @@ pub struct Preparing {
     /// After this nobody does.
     #[serde(default)]
     pub held_most: Millis,
+    /// The gateway that has not answered yet, as far as the shell has said.
+    #[serde(default)]
+    pub silent: Option<IpAddr>,
 }
 
 /// The new path stands and the clients have joined, as backup.
@@ -430,6 +436,7 @@ impl Guest {
                     counts: Counts::default(),
                     held: None,
                     held_most: now + HOLD,
+                    silent: None,
                 };
                 (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(Step::RaisePath)])
             }

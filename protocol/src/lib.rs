@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+mod addressing;
 pub mod destination;
 pub mod finding;
 pub mod forecast;
@@ -15,6 +16,7 @@ mod message;
 
 pub mod source;
 
+pub use addressing::{Addresses, Addressing, Given, V4, V6};
 pub use hello::{Bye, Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};
 pub use message::*;

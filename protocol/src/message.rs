@@ -15,7 +15,7 @@ use core::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Mac, forecast::Forecast};
+use crate::{Addresses, Addressing, Mac, forecast::Forecast};
 
 /// Milliseconds: of a duration, or since an origin of the shell's choice.
 pub type Millis = u64;
@@ -36,19 +36,6 @@ impl fmt::Debug for MigrationId {
     }
 }
 
-/// How the spare vNIC gets its address of the new LAN.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Addressing {
-    /// As given by the host.
-    Static { address: IpAddr, prefix_len: u8, gateway: IpAddr },
-    /// DHCPv4, by whoever owns the vNIC in the guest.
-    Dhcp,
-    /// IPv6 stateless autoconfiguration.
-    Slaac,
-    /// Both of these.
-    DhcpSlaac,
-}
-
 /// How long the old address is kept for legacy connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Drain {
@@ -67,6 +54,16 @@ pub enum Side {
     Old,
     /// The vNIC of the LAN that the VM joins.
     New,
+}
+
+impl Side {
+    #[must_use]
+    pub fn other(self) -> Side {
+        match self {
+            Side::Old => Side::New,
+            Side::New => Side::Old,
+        }
+    }
 }
 
 /// What the guest needs to know of a migration.
@@ -205,12 +202,12 @@ pub enum FromGuest {
     },
     Status(GuestStatus),
     Forecast(Forecast),
-    /// The VM is at its new site, and its traffic went from this address to that one. Comes with every answer about the
+    /// The VM is at its new site, and its traffic went from these addresses to those. Comes with every answer about the
     /// switch from then on, to hosts that may have missed it.
     Moved {
         migration: MigrationId,
-        from: IpAddr,
-        to: IpAddr,
+        from: Addresses,
+        to: Addresses,
     },
 }
 

@@ -81,16 +81,15 @@ impl Names {
         addresses
     }
 
+    /// `from` and `to`: an address, or one of each family.
     fn moved(&self, domain: &str, from: &str, to: &str, key: &str) -> Vec<Ran> {
         let conf = self.dir.join("dns.conf");
         let text = format!("SERVER={SERVER}\nZONE=example.org\nKEY={}/{key}.key\n", self.dir.display());
         fs::write(&conf, text).unwrap();
-        let variables = [
-            ("LSM_DOMAIN", domain.to_owned()),
-            ("LSM_OLD_ADDRESS", from.to_owned()),
-            ("LSM_NEW_ADDRESS", to.to_owned()),
-            ("LSM_DNS_CONF", conf.display().to_string()),
-        ];
+        let [from, to] = [from, to].map(|all| all.split(' ').map(|at| at.parse().unwrap()).collect::<Vec<_>>());
+        let mut variables = lsm_scripts::addresses(&from, &to);
+        variables.push(("LSM_DOMAIN", domain.to_owned()));
+        variables.push(("LSM_DNS_CONF", conf.display().to_string()));
         let directory = self.dir.join("moved.d");
         let ran = self.ns.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -126,7 +125,10 @@ fn the_name_follows_the_vm() {
     }
     assert_eq!(only(&names.moved("vm", "2001:db8:a::7", "2001:db8:b::7", "lsm")), &good);
     assert_eq!(names.addresses("AAAA"), ["2001:db8:b::7"]);
-    assert_eq!(only(&names.moved("vm", "10.2.0.100", "10.1.0.10", "lsm")), &good);
+    // Both families at once, from a LAN that has but one.
+    let both = "10.1.0.10 2001:db8:a::7";
+    assert_eq!(only(&names.moved("vm", "10.2.0.100", both, "lsm")), &good);
+    assert_eq!(names.addresses("AAAA"), ["2001:db8:a::7", "2001:db8:b::7"]);
     assert_eq!(names.addresses("A"), ["10.1.0.10", "203.0.113.80"]);
 
     // A key that may not, a name that is none, and a server that is gone: it fails, in words and in time.

@@ -88,10 +88,10 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     let heard = signals(&stage);
     assert_eq!(names(&heard), ["Preparing", "Switched", "Switched", "Settled"], "{heard:#?}");
     assert_eq!((&heard[0]["lan"], &heard[0]["most_ms"]), (&json!("dallas"), &json!(4000)));
-    let (from, to) = ("10.1.0.10", heard[0]["address"].as_str().unwrap());
+    let (from, to) = ("10.1.0.10", heard[0]["addresses"][0].as_str().unwrap());
     for (at, sure) in [(1, false), (2, true)] {
         let said = &heard[at];
-        assert_eq!((&said["from"], &said["to"], &said["sure"]), (&json!(from), &json!(to), &json!(sure)), "{said}");
+        assert_eq!((&said["from"], &said["to"], &said["sure"]), (&json!([from]), &json!([to]), &json!(sure)), "{said}");
     }
     let migration = heard[0]["migration"].as_str().unwrap();
 
@@ -103,17 +103,21 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
         "40-fails: exit status 4 after ",
     ];
     assert!(ran.len() == 4 && ran.iter().zip(beginnings).all(|(ran, begins)| ran.starts_with(begins)), "{ran:#?}");
-    let variables = format!("LSM_LAN=dallas LSM_MIGRATION={migration} LSM_NEW_ADDRESS={to} LSM_OLD_ADDRESS={from}");
+    let addresses =
+        [("NEW", to), ("OLD", from)].map(|(when, at)| format!("LSM_{when}_ADDRESS={at} LSM_{when}_ADDRESS4={at}"));
+    let addresses = addresses.join(" ");
+    let variables = format!("LSM_LAN=dallas LSM_MIGRATION={migration} {addresses}");
     let expected = ["10-first", "30-hangs", "40-fails"].map(|name| format!("{name} {variables}"));
     assert_eq!(told_in_vm(&stage), expected);
     stage.agent_said("40-fails: exit status 4", LIMIT).unwrap();
 
     let on_host = format!(
-        "LSM_DOMAIN=vm\nLSM_LAN=dallas\nLSM_MIGRATION={migration}\nLSM_NEW_ADDRESS={to}\nLSM_OLD_ADDRESS={from}\nLSM_PEER=montreal\n"
+        "LSM_DOMAIN=vm\nLSM_LAN=dallas\nLSM_MIGRATION={migration}\n{}\nLSM_PEER=montreal\n",
+        addresses.replace(' ', "\n")
     );
     assert_eq!(fs::read_to_string(&trace).unwrap(), on_host, "once, however often the guest has said it");
     let status = stage.status("dallas").unwrap();
-    assert_eq!((&status["moved"][0]["vm"], &status["moved"][0]["to"]), (&json!("vm"), &json!(to)), "{status:#}");
+    assert_eq!((&status["moved"][0]["vm"], &status["moved"][0]["to"]["v4"]), (&json!("vm"), &json!(to)), "{status:#}");
     assert_eq!(status["moved"][0]["scripts"][0]["outcome"], json!({ "Exited": 0 }), "{status:#}");
     let text = stage.lsm_hook("dallas", &["status"]).unwrap();
     assert!(text.contains("10-tell: exit status 0"), "{text}");

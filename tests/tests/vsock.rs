@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use lsm_protocol::{
-    Addressing, Drain, FromGuest, Hello, MigrationId, Prepare, Side, ToGuest, VERSIONS,
+    Drain, FromGuest, Given, Hello, MigrationId, Prepare, Side, ToGuest, VERSIONS,
     frame::{Kind, Wire},
 };
 use lsm_tests::{
@@ -64,11 +64,9 @@ fn plan(stage: &Stage, number: u8) -> Prepare {
         old: domain.mac_a.parse().unwrap(),
         new: domain.mac_b.parse().unwrap(),
         lan: lan.name.clone(),
-        addressing: Addressing::Static {
-            address: lan.address(100).into(),
-            prefix_len: 24,
-            gateway: lan.gateway.into(),
-        },
+        addressing: [Given { address: lan.address(100).into(), prefix_len: 24, gateway: lan.gateway.into() }]
+            .into_iter()
+            .collect(),
         mtu: 1500,
         arrived: false,
         drain: Drain::UntilIdle,

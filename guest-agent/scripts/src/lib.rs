@@ -4,7 +4,7 @@
 mod fitness;
 mod process;
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use fitness::Script;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,22 @@ impl fmt::Display for Ran {
             Outcome::Refused(why) => write!(f, "{name}: not run: {why}"),
         }
     }
+}
+
+/// The variables that tell of a move's addresses: one for each family that the VM has, and for scripts that know of one
+/// address only, the first of them.
+pub fn addresses(old: &[IpAddr], new: &[IpAddr]) -> Vec<(&'static str, String)> {
+    let name = |names: [&'static str; 3], all: &[IpAddr]| {
+        let [first, four, six] = names;
+        let first = all.first().map(|at| (first, at.to_string()));
+        let each = all.iter().map(|at| (if at.is_ipv4() { four } else { six }, at.to_string()));
+        first.into_iter().chain(each).collect::<Vec<_>>()
+    };
+    [
+        name(["LSM_OLD_ADDRESS", "LSM_OLD_ADDRESS4", "LSM_OLD_ADDRESS6"], old),
+        name(["LSM_NEW_ADDRESS", "LSM_NEW_ADDRESS4", "LSM_NEW_ADDRESS6"], new),
+    ]
+    .concat()
 }
 
 /// Runs every script of a directory, with these variables and a `PATH` as its whole environment. A directory that does

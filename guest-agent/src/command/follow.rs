@@ -51,12 +51,12 @@ type Fields = Vec<(&'static str, serde_json::Value)>;
 fn fields(member: &str, body: &message::Body) -> zbus::Result<Fields> {
     Ok(match member {
         "Preparing" => {
-            let (migration, lan, address, most_ms): (String, String, String, u32) = body.deserialize()?;
-            let (lan, address) = (lan.into(), address.into());
-            vec![("migration", migration.into()), ("lan", lan), ("address", address), ("most_ms", most_ms.into())]
+            let (migration, lan, addresses, most_ms): (String, String, Vec<String>, u32) = body.deserialize()?;
+            let (lan, addresses) = (lan.into(), addresses.into());
+            vec![("migration", migration.into()), ("lan", lan), ("addresses", addresses), ("most_ms", most_ms.into())]
         }
         "Switched" => {
-            let (migration, from, to, sure): (String, String, String, bool) = body.deserialize()?;
+            let (migration, from, to, sure): (String, Vec<String>, Vec<String>, bool) = body.deserialize()?;
             vec![("migration", migration.into()), ("from", from.into()), ("to", to.into()), ("sure", sure.into())]
         }
         _ => vec![("migration", body.deserialize::<String>()?.into())],

@@ -14,20 +14,22 @@ use crate::{changes, neighbours, path::chain};
 const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 impl Daemon {
-    /// In the background: an abort must not wait for a silent gateway.
+    /// In the background: an abort must not wait for a silent gateway. Of two, both must answer.
     pub(super) fn probe_gateway(&mut self) {
         let Some(paths) = self.record.paths else { return };
         let facts = self.facts.clone();
         self.stop_probe();
         let probe = tokio::task::spawn_local(async move {
-            let (mac, exit) = (paths.new.mac, paths.new.exit);
-            match neighbours::probe(exit.ifindex, mac, exit.source, exit.gateway).await {
-                Ok(_) => drop(facts.send(Event::Done(Step::ProbeGateway))),
+            let silent = |gateway| drop(facts.send(Event::Silent(gateway)));
+            let new = paths.new;
+            let fact = match neighbours::all_answer(new.mac, new.exits().collect(), silent).await {
+                Ok(()) => Event::Done(Step::ProbeGateway),
                 Err(error) => {
-                    let detail = chain(&error);
-                    drop(facts.send(Event::Failed(Step::ProbeGateway, Refusal::Path { mac, detail })));
+                    let why = Refusal::Path { mac: new.mac, detail: chain(&error) };
+                    Event::Failed(Step::ProbeGateway, why)
                 }
-            }
+            };
+            let _ = facts.send(fact);
         });
         self.probe = Some(probe.abort_handle());
     }
@@ -41,13 +43,12 @@ impl Daemon {
 
     /// While the old path is being left, each end of a connection to its address is worth a count.
     pub(super) fn watch_closures(&mut self) {
-        let old =
-            self.record.paths.filter(|_| self.record.guest.holding().is_some()).map(|paths| paths.old.exit.source);
+        let old = self.record.paths.filter(|_| self.record.guest.holding().is_some()).map(|paths| paths.old);
         match (old, &self.closures) {
             (Some(old), None) => {
                 let facts = self.facts.clone();
                 let task = tokio::task::spawn_local(async move {
-                    if let Err(error) = changes::tell_closures(old, &facts).await {
+                    if let Err(error) = changes::tell_closures(&old.addresses().all(), &facts).await {
                         tracing::warn!(error = %chain(&error), "counting on schedule only");
                     }
                 });
@@ -64,10 +65,11 @@ impl Daemon {
     pub(super) fn announce_again_later(&self) {
         let Some(paths) = self.record.paths else { return };
         tokio::task::spawn_local(async move {
-            let (mac, exit) = (paths.new.mac, paths.new.exit);
             for wait in ANNOUNCE_AGAIN {
                 tokio::time::sleep(wait).await;
-                let _ = neighbours::announce(exit.ifindex, mac, exit.source);
+                for exit in paths.new.exits() {
+                    let _ = neighbours::announce(exit.ifindex, paths.new.mac, exit.source);
+                }
             }
         });
     }

@@ -1,7 +1,7 @@
 //! Who is told: the hosts, programs in the VM, the operator's scripts.
 
 use lsm_protocol::{
-    Addressing, FromGuest,
+    FromGuest,
     guest::{Ended, Event, Guest, Notice, Order},
 };
 
@@ -46,14 +46,10 @@ impl Daemon {
             Notice::Preparing => {
                 self.holds.begin(now());
                 let plan = self.record.guest.plan()?;
-                let address = match plan.addressing {
-                    Addressing::Static { address, .. } => address.to_string(),
-                    _ => String::new(),
-                };
                 Signal::Preparing {
                     migration: about,
                     lan: plan.lan.clone(),
-                    address,
+                    addresses: plan.addressing.addresses(),
                     most_ms: self.holds.limit() as u32,
                 }
             }
@@ -64,7 +60,7 @@ impl Daemon {
                     self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());
                     self.tell_scripts();
                 }
-                Signal::Switched { migration: about, from: from.to_string(), to: to.to_string(), sure }
+                Signal::Switched { migration: about, from, to, sure }
             }
             Notice::Settled => Signal::Settled { migration: about },
             Notice::Aborted => Signal::Aborted { migration: about },

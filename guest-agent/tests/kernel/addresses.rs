@@ -17,14 +17,14 @@ fn address(text: &str) -> IpAddr {
 }
 
 /// All that this module can change, as iproute2 shows it.
-fn state() -> String {
+pub(crate) fn state() -> String {
     ["ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -o address"]
         .map(run)
         .join("\n")
 }
 
 /// Link-local addresses come and settle in their own time; without them, states can be compared.
-fn no_link_local() {
+pub(crate) fn no_link_local() {
     sysctl::set("net/ipv6/conf/default/addr_gen_mode", "1").unwrap();
 }
 

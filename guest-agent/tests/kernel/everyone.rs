@@ -41,10 +41,9 @@ impl Hands {
         let mut record = Record::open(&directory).unwrap();
         let plugged = |card: &str, source: IpAddr, gateway: &str| {
             let ifindex = nix::net::if_::if_nametoindex(card).unwrap();
-            Plugged {
-                mac: Mac([2, 0, 0, 0, 0, ifindex as u8]),
-                exit: Exit { ifindex, source, prefix: 24, gateway: gateway.parse().unwrap() },
-            }
+            let mut plugged = Plugged::bare(Mac([2, 0, 0, 0, 0, ifindex as u8]));
+            plugged.put(Exit { ifindex, source, prefix: 24, gateway: gateway.parse().unwrap() });
+            plugged
         };
         let old = plugged("a", scene.old, "192.0.2.2");
         let new = plugged("b", scene.new, "198.51.100.2");
@@ -246,7 +245,7 @@ fn the_end_of_a_legacy_connection_is_told() {
         let runtime = runtime();
         let mut closures = runtime.block_on(async { Closures::open().unwrap() });
         let mut wait = |address: IpAddr, limit: u64| {
-            runtime.block_on(async { timeout(Duration::from_millis(limit), closures.of(address)).await.is_ok() })
+            runtime.block_on(async { timeout(Duration::from_millis(limit), closures.of(&[address])).await.is_ok() })
         };
         assert!(!wait(scene.old, 100), "nothing has ended");
         end(vec![ours]);

@@ -1,7 +1,9 @@
 //! The old path is left although its vNIC is not there any more, and the next move knows nothing of the last.
 
+use std::net::IpAddr;
+
 use lsm_guest::{kernel::Kernel, path, record::Record};
-use lsm_protocol::{Addressing, Drain, Mac, MigrationId, Prepare};
+use lsm_protocol::{Drain, Given, Mac, MigrationId, Prepare};
 
 use crate::place::{alone, run, runtime};
 
@@ -11,13 +13,13 @@ fn mac(number: u8) -> Mac {
 
 /// From vNIC `number` to the one after it.
 fn plan(number: u8) -> Prepare {
-    let at = |last: u8| [198, 51, 100 + number, last].into();
+    let at = |last: u8| IpAddr::from([198, 51, 100 + number, last]);
     Prepare {
         migration: MigrationId([number; 16]),
         old: mac(number),
         new: mac(number + 1),
         lan: "dallas".to_owned(),
-        addressing: Addressing::Static { address: at(1), prefix_len: 24, gateway: at(2) },
+        addressing: [Given { address: at(1), prefix_len: 24, gateway: at(2) }].into_iter().collect(),
         mtu: 1500,
         arrived: false,
         drain: Drain::UntilIdle,
@@ -49,7 +51,7 @@ fn an_old_vnic_that_is_gone_is_left_all_the_same() {
             run("ip route add default via 198.51.101.2");
             path::raise(&mut kernel, &mut record, &plan(2)).await.unwrap();
             let old = record.paths.unwrap().old;
-            assert_eq!((old.mac, old.exit.source.to_string().as_str()), (mac(2), "198.51.101.1"));
+            assert_eq!((old.mac, old.addresses().to_string().as_str()), (mac(2), "198.51.101.1"));
         });
         std::fs::remove_dir_all(&directory).unwrap();
     });

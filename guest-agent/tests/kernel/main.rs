@@ -9,6 +9,7 @@ mod addresses;
 mod answers;
 mod clients;
 mod everyone;
+mod families;
 mod leaving;
 mod place;
 mod switch;

@@ -1,15 +1,15 @@
 //! From what the file says to what the service may rely on. Each error names the way out.
 
+mod lan;
+
 use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
 
 use lsm_protocol::forecast::Survival;
 use toml::{Spanned, Value};
 
 use super::{
-    Addressing, Config, DEFAULT_LAN_MTU, DEFAULT_LISTEN, DEFAULT_TUNNEL_PORT, Drain, Lan, Peer, Policy, Pool, Prefix,
-    Tls, Underlay, Wrong,
+    Config, DEFAULT_LISTEN, DEFAULT_TUNNEL_PORT, Drain, Peer, Policy, Tls, Underlay, Wrong,
     file::{self, File, Text},
-    is_lan_name,
 };
 
 type Checked<T> = Result<T, Wrong>;
@@ -36,7 +36,7 @@ pub(super) fn config(file: File) -> Checked<Config> {
         None => DEFAULT_LISTEN,
     };
     let tunnel = tunnel(&file.tunnel)?;
-    let lans = lans(&file.lan)?;
+    let lans = lan::lans(&file.lan)?;
     let peers = peers(&file.peer, &name, tunnel.is_some())?;
     let policy = policy(&file.policy)?;
     let script_deadline = match &file.scripts.deadline_s {
@@ -78,130 +78,6 @@ fn tls(tls: file::Tls) -> Tls {
         client_cert: tls.client_cert.unwrap_or(ours.client_cert),
         client_key: tls.client_key.unwrap_or(ours.client_key),
     }
-}
-
-fn lans(written: &BTreeMap<Text, file::Lan>) -> Checked<BTreeMap<String, Lan>> {
-    let mut lans: BTreeMap<String, Lan> = BTreeMap::new();
-    // In the order of the file, so that the later of two that disagree is the one found wrong.
-    let mut in_order: Vec<_> = written.iter().collect();
-    in_order.sort_by_key(|(name, _)| name.span().start);
-    for (name, file) in in_order.iter().copied() {
-        let lan = lan(name, file)?;
-        for (other, earlier) in &lans {
-            if earlier.bridge == lan.bridge {
-                return wrong(
-                    at(&file.bridge, name),
-                    format!("bridge {} is LAN {other} already; a bridge is one LAN", lan.bridge),
-                );
-            }
-            if let Some(shared) = earlier.pool.shared_with(&lan.pool) {
-                return wrong(
-                    at(&file.pool, name),
-                    format!("the pools of {other} and {} both hold {shared}; take it out of one", name.get_ref()),
-                );
-            }
-        }
-        lans.insert(name.get_ref().clone(), lan);
-    }
-    one_offered(&in_order, &mut lans)?;
-    Ok(lans)
-}
-
-/// Which LAN's addresses a VM gets that comes from elsewhere: nothing but the operator's word says it where there are
-/// several. The only one is offered by itself.
-fn one_offered(written: &[(&Text, &file::Lan)], lans: &mut BTreeMap<String, Lan>) -> Checked<()> {
-    let said = |file: &file::Lan| file.offer.as_ref().map(|offer| *offer.get_ref());
-    let mut offered = written.iter().filter(|(_, file)| said(file) == Some(true));
-    if let (Some((first, _)), Some((name, second))) = (offered.next(), offered.next()) {
-        return wrong(
-            at(&second.offer, name),
-            format!("LAN {} is offered already; VMs that arrive get an address of one LAN", first.get_ref()),
-        );
-    }
-    let open: Vec<&Text> = written.iter().filter(|(_, file)| said(file).is_none()).map(|(name, _)| *name).collect();
-    match (lans.values().any(|lan| lan.offer), &open[..]) {
-        (true, _) | (false, []) => Ok(()),
-        (false, [only]) => {
-            lans.entry(only.get_ref().clone()).and_modify(|lan| lan.offer = true);
-            Ok(())
-        }
-        (false, [first, second, ..]) => wrong(
-            second.span(),
-            format!(
-                "VMs that arrive could get an address of LAN {} or of {}; add offer = true to the one, or offer = false to the others",
-                first.get_ref(),
-                second.get_ref()
-            ),
-        ),
-    }
-}
-
-fn lan(name: &Text, file: &file::Lan) -> Checked<Lan> {
-    let called = name.get_ref();
-    if !is_lan_name(called) {
-        return wrong(
-            name.span(),
-            format!("\"{called}\" cannot be a LAN's name; use up to 63 letters, digits, \"-\", \"_\" and \".\""),
-        );
-    }
-    let missing = |key: &str, like: &str| Wrong {
-        at: name.span().start,
-        what: format!("LAN {called} has no {key}; add {key} = {like}"),
-    };
-    let bridge = file.bridge.as_ref().ok_or_else(|| missing("bridge", "\"br0\""))?;
-    let bridge = text(bridge, bridge_name)?;
-    let prefix = file.prefix.as_ref().ok_or_else(|| missing("prefix", "\"10.1.0.0/24\""))?;
-    let prefix: Prefix = text(prefix, str::parse)?;
-    let written_gateway = file.gateway.as_ref().ok_or_else(|| missing("gateway", "\"10.1.0.1\""))?;
-    let gateway = text(written_gateway, address_of)?;
-    usable(&prefix, gateway).or_else(|why| wrong(written_gateway.span(), format!("gateway {gateway} {why}")))?;
-
-    let written_pool = file.pool.as_ref().ok_or_else(|| missing("pool", "\"10.1.0.100-10.1.0.199\""))?;
-    let at = written_pool.span();
-    let pool = pool(written_pool)?;
-    for &(first, last) in pool.ranges() {
-        for end in [first, last] {
-            usable(&prefix, end).or_else(|why| wrong(at.clone(), format!("pool address {end} {why}")))?;
-        }
-    }
-    if pool.contains(gateway) {
-        return wrong(at, format!("the pool would give the gateway's address {gateway} to a VM; leave it out"));
-    }
-    let mtu = match &file.mtu {
-        Some(mtu) => mtu_of((*mtu.get_ref()).into(), gateway, mtu.span())?,
-        None => DEFAULT_LAN_MTU,
-    };
-    Ok(Lan {
-        bridge,
-        prefix,
-        gateway,
-        pool,
-        mtu,
-        addressing: file.addressing.unwrap_or(Addressing::Static),
-        offer: file.offer.as_ref().is_some_and(|offer| *offer.get_ref()),
-    })
-}
-
-fn pool(written: &Spanned<Value>) -> Checked<Pool> {
-    let texts: Option<Vec<&str>> = match written.get_ref() {
-        Value::String(one) => Some(vec![one]),
-        Value::Array(many) => many.iter().map(Value::as_str).collect(),
-        _ => None,
-    };
-    texts
-        .ok_or_else(|| "pool is neither a text like \"10.1.0.100-10.1.0.199\" nor a list of such".to_owned())
-        .and_then(|texts| Pool::parse(&texts))
-        .or_else(|what| wrong(written.span(), what))
-}
-
-fn usable(prefix: &Prefix, address: IpAddr) -> Result<(), String> {
-    if prefix.address().is_ipv4() != address.is_ipv4() {
-        return Err(format!("and prefix {prefix} are of different families; use IPv4 or IPv6 for both"));
-    }
-    if !prefix.contains(address) {
-        return Err(format!("is outside {prefix}; correct one of them"));
-    }
-    prefix.reserved(address).map_or(Ok(()), |what| Err(format!("is {what} of {prefix}; use another")))
 }
 
 fn peers(written: &BTreeMap<Text, file::Peer>, own: &str, tunnels: bool) -> Checked<BTreeMap<String, Peer>> {

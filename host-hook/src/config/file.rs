@@ -57,8 +57,8 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields)]
 pub(super) struct Lan {
     pub(super) bridge: Option<Text>,
-    pub(super) prefix: Option<Text>,
-    pub(super) gateway: Option<Text>,
+    pub(super) prefix: Option<Spanned<Value>>,
+    pub(super) gateway: Option<Spanned<Value>>,
     pub(super) pool: Option<Spanned<Value>>,
     pub(super) mtu: Option<Spanned<u32>>,
     pub(super) addressing: Option<Addressing>,

@@ -73,7 +73,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// Addresses that may be given away: ranges of one family that do not overlap.
+/// Addresses that may be given away: ranges that do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     ranges: Vec<(IpAddr, IpAddr)>,
@@ -81,7 +81,7 @@ pub struct Pool {
 
 impl Pool {
     /// Every address, in the order of the file. A v6 pool can be longer than anyone can count: take what is needed.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + Clone {
         self.ranges.iter().flat_map(|&(first, last)| {
             (number(first)..=number(last)).map(move |n| match first {
                 // The range came from IPv4 addresses, so that the upper bits are none.
@@ -98,6 +98,12 @@ impl Pool {
 
     pub(super) fn ranges(&self) -> &[(IpAddr, IpAddr)] {
         &self.ranges
+    }
+
+    /// What it holds of one family, if anything.
+    pub(super) fn of_family(&self, v4: bool) -> Option<Self> {
+        let ranges: Vec<_> = self.ranges.iter().copied().filter(|(first, _)| first.is_ipv4() == v4).collect();
+        (!ranges.is_empty()).then_some(Self { ranges })
     }
 
     /// An address that both give away.

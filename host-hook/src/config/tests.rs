@@ -52,6 +52,34 @@ fn the_shipped_file_shows_the_defaults_and_nothing_else() {
 }
 
 #[test]
+fn a_lan_of_both_families_says_each_in_any_order() {
+    let dual = |prefix: &str, gateway: &str, pool: &str| {
+        let lan = format!("[lan.a]\nbridge = \"br0\"\nprefix = {prefix}\ngateway = {gateway}\npool = {pool}\n");
+        Config::parse(&lan).map_err(|wrong| wrong.what)
+    };
+    let prefixes = "[\"2001:db8:1::/64\", \"10.1.0.0/24\"]";
+    let pools = "[\"10.1.0.100-10.1.0.199\", \"2001:db8:1::100-2001:db8:1::1ff\", \"10.1.0.7\"]";
+    let config = dual(prefixes, "[\"10.1.0.1\", \"fe80::1\"]", pools).unwrap();
+    let [four, six] = &config.lans["a"].subnets[..] else { panic!("{config:?}") };
+    assert_eq!((four.prefix.to_string().as_str(), four.gateway.to_string().as_str()), ("10.1.0.0/24", "10.1.0.1"));
+    assert_eq!((six.prefix.to_string().as_str(), six.gateway.to_string().as_str()), ("2001:db8:1::/64", "fe80::1"));
+    assert_eq!((four.pool.addresses().count(), six.pool.addresses().count()), (101, 256));
+    for (prefix, gateway, pool, told) in [
+        (prefixes, "\"10.1.0.1\"", pools, "prefix 2001:db8:1::/64 has no gateway"),
+        (prefixes, "[\"10.1.0.1\", \"2001:db8:2::1\"]", pools, "gateway 2001:db8:2::1 is outside 2001:db8:1::/64"),
+        (prefixes, "[\"10.1.0.1\", \"10.1.0.2\", \"fe80::1\"]", pools, "gateways 10.1.0.1 and 10.1.0.2 are both"),
+        (prefixes, "[\"10.1.0.1\", \"fe80::1\"]", "\"10.1.0.7\"", "the pool has no address of 2001:db8:1::/64"),
+        ("\"10.1.0.0/24\"", "\"10.1.0.1\"", pools, "pool address 2001:db8:1::100 and prefix 10.1.0.0/24"),
+        ("[\"10.1.0.0/24\", \"10.2.0.0/24\"]", "\"10.1.0.1\"", "\"10.1.0.7\"", "one prefix of IPv4, one of IPv6"),
+        ("[]", "\"10.1.0.1\"", "\"10.1.0.7\"", "one prefix of IPv4, one of IPv6"),
+        ("7", "\"10.1.0.1\"", "\"10.1.0.7\"", "prefix is neither a text"),
+    ] {
+        let error = dual(prefix, gateway, pool).unwrap_err();
+        assert!(error.contains(told), "{prefix} {gateway} {pool}: {error}");
+    }
+}
+
+#[test]
 fn every_key_arrives() {
     let config = Config::parse(
         r#"
@@ -100,7 +128,7 @@ fn every_key_arrives() {
     assert_eq!(config.tunnel, Some(Underlay { address: "2001:db8::1".parse().unwrap(), port: 8472, mtu: Some(1400) }));
     assert_eq!(config.tls.client_key, PathBuf::from("/5"));
     let (name, lan) = config.lan_of_bridge("br6").unwrap();
-    assert_eq!((name, lan.mtu, lan.pool.addresses().count()), ("v6", 9000, 17));
+    assert_eq!((name, lan.mtu, lan.subnets.len(), lan.subnets[0].pool.addresses().count()), ("v6", 9000, 1, 17));
     assert_eq!(config.offered_lan().unwrap().0, "v4", "the only one that is left");
     assert_eq!(config.peer_names(), ["b.example.org"]);
     assert_eq!(config.script_deadline, Duration::from_secs(600));

@@ -5,7 +5,7 @@ use alloc::{vec, vec::Vec};
 use super::{
     ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, MANY, Order, Prepared, Preparing, Stage, Step, undo,
 };
-use crate::{Addressing, Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
+use crate::{Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
 
 impl Preparing {
     pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
@@ -19,11 +19,12 @@ impl Preparing {
                 (Guest::Preparing(self), vec![Order::Do(Step::Announce)])
             }
             (Stage::Probing { until }, Event::Deadline) if now >= until => {
-                let why = match self.plan.addressing {
-                    Addressing::Static { gateway, .. } => Refusal::GatewaySilent(gateway),
-                    _ => Refusal::Addressing,
-                };
-                undo(self.plan, Some(why))
+                let gateway = self.silent.or_else(|| self.plan.addressing.given().next().map(|given| given.gateway));
+                undo(self.plan, Some(gateway.map_or(Refusal::Addressing, Refusal::GatewaySilent)))
+            }
+            (Stage::Probing { .. }, Event::Silent(gateway)) => {
+                self.silent = Some(gateway);
+                (Guest::Preparing(self), vec![])
             }
             (Stage::Announcing, Event::Done(Step::Announce)) => {
                 self.stage = Stage::Joining { until: now + JOINS, announced: 1, joined: 0 };
@@ -148,7 +149,7 @@ mod tests {
     use alloc::string::String;
 
     use super::*;
-    use crate::{Counts, Mac, MigrationId};
+    use crate::{Addressing, Counts, Mac, MigrationId, V4, V6};
 
     #[test]
     fn nothing_is_announced_again_while_many_are_joining() {
@@ -157,7 +158,7 @@ mod tests {
             old: Mac([2; 6]),
             new: Mac([3; 6]),
             lan: String::new(),
-            addressing: Addressing::Slaac,
+            addressing: Addressing { v4: V4::None, v6: V6::Slaac },
             mtu: 1500,
             arrived: false,
             drain: Drain::UntilIdle,
@@ -165,7 +166,8 @@ mod tests {
         };
         let counts = Counts::default();
         let stage = Stage::Joining { until: JOINS, announced: 1, joined: 0 };
-        let preparing = Preparing { plan, stage, arrival: Arrival::No, counts, held: None, held_most: 0 };
+        let arrival = Arrival::No;
+        let preparing = Preparing { plan, stage, arrival, counts, held: None, held_most: 0, silent: None };
         let mut state = Guest::Preparing(preparing);
         let mut now = 0;
         // Joined of 10,000 when the time is over; what is ordered then.

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lsm_protocol::{
-    Addressing, Counts, Decline, Drain, FromGuest, GuestFailure, GuestStatus, Hello, Join, Mac, Offer, Peer, Prepare,
-    Refusal, Running, Side, ToGuest, Uuid, VnicPlace,
+    Addresses, Addressing, Counts, Decline, Drain, FromGuest, Given, GuestFailure, GuestStatus, Hello, Join, Mac,
+    Offer, Peer, Prepare, Refusal, Running, Side, ToGuest, Uuid, V4, V6, VnicPlace,
     forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
 };
 
@@ -24,25 +24,17 @@ pub fn hello() -> Vec<(&'static str, Hello)> {
 
 pub fn to_guest() -> Vec<(&'static str, ToGuest)> {
     let plan = offer(Join::Before, Drain::UntilIdle).prepare(false);
-    let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7));
-    let (gateway, prefix_len) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 64);
-    let v6 = Addressing::Static { address: v6, prefix_len, gateway };
+    let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
+    let v6 = V6::Static(Given { address, prefix_len: 64, gateway: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) });
+    let by = |v4, v6| Prepare { addressing: Addressing { v4, v6 }, ..plan.clone() };
     let migration = OURS;
     vec![
         ("Prepare", ToGuest::Prepare(plan.clone())),
-        (
-            "Prepare, IPv6, for a time",
-            ToGuest::Prepare(Prepare { addressing: v6, drain: Drain::For(300_000), ..plan.clone() }),
-        ),
-        (
-            "Prepare, DHCP, for ever",
-            ToGuest::Prepare(Prepare { addressing: Addressing::Dhcp, drain: Drain::Forever, ..plan.clone() }),
-        ),
-        (
-            "Prepare, SLAAC, arrived",
-            ToGuest::Prepare(Prepare { addressing: Addressing::Slaac, arrived: true, ..plan.clone() }),
-        ),
-        ("Prepare, DHCP and SLAAC", ToGuest::Prepare(Prepare { addressing: Addressing::DhcpSlaac, ..plan })),
+        ("Prepare, IPv6, for a time", ToGuest::Prepare(Prepare { drain: Drain::For(300_000), ..by(V4::None, v6) })),
+        ("Prepare, both", ToGuest::Prepare(by(plan.addressing.v4, v6))),
+        ("Prepare, DHCP, for ever", ToGuest::Prepare(Prepare { drain: Drain::Forever, ..by(V4::Dhcp, V6::None) })),
+        ("Prepare, SLAAC, arrived", ToGuest::Prepare(Prepare { arrived: true, ..by(V4::None, V6::Slaac) })),
+        ("Prepare, DHCP and SLAAC", ToGuest::Prepare(by(V4::Dhcp, V6::Slaac))),
         ("Switch to the new", ToGuest::Switch { migration, to: Side::New }),
         ("Switch to the old", ToGuest::Switch { migration, to: Side::Old }),
         ("Arrived", ToGuest::Arrived { migration }),
@@ -112,8 +104,14 @@ pub fn from_guest() -> Vec<(String, FromGuest)> {
     all.push(("Forecast".to_owned(), FromGuest::Forecast(forecast())));
     let nothing = Forecast { datagrams: None, ..Forecast::default() };
     all.push(("Forecast, of nothing".to_owned(), FromGuest::Forecast(nothing)));
-    let [from, to] = [7, 9].map(|last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
+    let v4 = |last| Some(Ipv4Addr::new(192, 0, 2, last));
+    let [from, to] = [v4(7), v4(9)].map(|v4| Addresses { v4, v6: None });
     all.push(("Moved".to_owned(), FromGuest::Moved { migration, from, to }));
+    let from = Addresses { v6: Some(Ipv6Addr::LOCALHOST), ..from };
+    all.push((
+        "Moved, from both families to none".to_owned(),
+        FromGuest::Moved { migration, from, to: Addresses::default() },
+    ));
     let refused = |(name, why)| (format!("Refused: {name}"), FromGuest::Refused { migration, why });
     all.extend(refusals().into_iter().map(refused));
     all

@@ -8,7 +8,7 @@ pub mod kernel;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use lsm_protocol::{Addressing, Drain, Join, Mac, MigrationId, Millis, Offer, TunnelId, Uuid};
+use lsm_protocol::{Drain, Given, Join, Mac, MigrationId, Millis, Offer, TunnelId, Uuid};
 
 /// The migration that is tried.
 pub const OURS: MigrationId = MigrationId([0xaa; 16]);
@@ -29,7 +29,7 @@ pub fn offer(join: Join, drain: Drain) -> Offer {
         advance: TunnelId { mac: Mac([0x52, 0x54, 0, 0xaa, 0, 2]), vni: 102 },
         join,
         lan: "dallas".to_owned(),
-        addressing: Addressing::Static { address: address(7), prefix_len: 24, gateway: address(1) },
+        addressing: [Given { address: address(7), prefix_len: 24, gateway: address(1) }].into_iter().collect(),
         mtu: 1500,
         underlay: address(200),
         port: 4789,

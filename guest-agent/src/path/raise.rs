@@ -1,0 +1,144 @@
+//! The new path made: vNIC, addresses, rules and tables; and the kernel asked where packets would go.
+//!
+//! In three parts, each of which can be repeated: the vNIC is plugged in ([`plug`]), gets an address of each family that is
+//! wanted ([`obtain`]), and both paths get their routes ([`route`]).
+
+use lsm_protocol::{Given, Mac, Prepare, Refusal, V4, V6};
+
+use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter};
+use crate::{
+    kernel::Kernel,
+    record::{Change, Paths, Plugged, Record, RuleKey},
+    routing::Exit,
+    vnic::Vnic,
+};
+
+/// New vNIC up, addresses, rules and tables for both; checked by asking the kernel where packets would go.
+pub async fn raise(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(), Refusal> {
+    let new = plug(kernel, record, plan).await?;
+    obtain(kernel, record, plan, &new).await?;
+    route(kernel, record, plan)
+}
+
+/// Looks at everything first, then sets the new vNIC's parameters and raises it.
+async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<Vnic, Refusal> {
+    let (v4, v6) = (plan.addressing.v4, plan.addressing.v6);
+    if v4 == V4::Dhcp || v6 == V6::Slaac || (v4, v6) == (V4::None, V6::None) {
+        return Err(Refusal::Addressing);
+    }
+    let old = find(kernel, plan.old).await?;
+    let new = find(kernel, plan.new).await?;
+    // Of another move, whose end failed, nothing is true any more.
+    record.paths = record.paths.filter(|paths| (paths.old.mac, paths.new.mac) == (plan.old, plan.new));
+    let paths = match record.paths {
+        Some(paths) => paths, // a repetition: the main table may have changed since
+        None => Paths { old: exits_of(kernel, &old)?, new: Plugged::bare(plan.new), old_covered: false },
+    };
+    for address in plan.addressing.addresses().all() {
+        if old.addresses.iter().any(|(used, _)| *used == address) {
+            let detail = format!("address {address} is in use on vNIC {} already; correct the LAN's pool", plan.old);
+            return Err(Refusal::Path { mac: plan.new, detail });
+        }
+    }
+    record.paths = Some(paths);
+
+    for vnic in [&old, &new] {
+        for (parameter, value) in PARAMETERS {
+            set_parameter(record, &format!("net/ipv4/conf/{}/{parameter}", vnic.name), value);
+        }
+    }
+    let refuse = |error: crate::vnic::Error| refuse(plan.new, &error);
+    if new.mtu != u32::from(plan.mtu) {
+        record.note(Change::Mtu { vnic: plan.new, was: new.mtu });
+        kernel.vnics.set_mtu(&new, plan.mtu.into()).await.map_err(refuse)?;
+    }
+    if !new.up {
+        record.note(Change::VnicUp(plan.new));
+    }
+    kernel.vnics.set_up(&new, true).await.map_err(refuse)?;
+    Ok(new)
+}
+
+/// An address of each family that the plan asks for. Each is in the record's paths when it is there, and not before.
+async fn obtain(kernel: &mut Kernel, record: &mut Record, plan: &Prepare, new: &Vnic) -> Result<(), Refusal> {
+    for Given { address, prefix_len, gateway } in plan.addressing.given() {
+        record.note(Change::Address { vnic: plan.new, address, prefix_len });
+        kernel.vnics.add_address(new, address, prefix_len).await.map_err(|error| refuse(plan.new, &error))?;
+        got(record, Exit { ifindex: new.index, source: address, prefix: prefix_len, gateway });
+    }
+    Ok(())
+}
+
+/// The new vNIC has an address of this family.
+fn got(record: &mut Record, exit: Exit) {
+    if let Some(paths) = &mut record.paths {
+        paths.new.put(exit);
+    }
+}
+
+/// A table and a rule for each address of both vNICs, and the proof that they are heeded.
+fn route(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(), Refusal> {
+    let Some(paths) = record.paths else { return Err(Refusal::NotPrepared) };
+    let exits: Vec<Exit> = paths.old.exits().chain(paths.new.exits()).collect();
+    for exit in &exits {
+        let table = TABLE + exit.ifindex;
+        record.note(Change::Table(table));
+        kernel.routing.fill_table(table, exit).map_err(|error| refuse(plan.new, &error))?;
+        let rule = RuleKey { source: exit.source, table, priority: PRIORITY };
+        record.note(Change::Rule(rule));
+        kernel.routing.add_rule(&rule.into()).map_err(|error| refuse(plan.new, &error))?;
+    }
+    prove(kernel, plan, &exits, &paths.old)
+}
+
+/// A packet to any peer leaves by the vNIC whose address it carries.
+fn prove(kernel: &mut Kernel, plan: &Prepare, exits: &[Exit], old: &Plugged) -> Result<(), Refusal> {
+    let snapshot = kernel.diag.snapshot().map_err(|e| Refusal::PathManager(chain(&e)))?;
+    let mut peers = snapshot
+        .connections
+        .iter()
+        .flat_map(|c| &c.subflows)
+        .filter(|s| old.carries(s.local.ip()))
+        .map(|s| s.remote.ip())
+        .collect::<Vec<_>>();
+    peers.dedup();
+    for exit in exits {
+        let peer = peers.iter().copied().find(|peer| peer.is_ipv4() == exit.source.is_ipv4());
+        let to = peer.unwrap_or(exit.gateway);
+        let route = kernel.routing.route_get(to, Some(exit.source)).map_err(|error| refuse(plan.new, &error))?;
+        if peer.is_some() && route.ifindex != exit.ifindex {
+            let detail = format!(
+                "packets from {} to {to} would leave by interface {} instead of {}: another rule comes before ours; see \"ip rule\"",
+                exit.source, route.ifindex, exit.ifindex
+            );
+            return Err(Refusal::Path { mac: plan.new, detail });
+        }
+    }
+    Ok(())
+}
+
+/// The addresses that a vNIC carries with the gateways it uses: of each family for which it has both.
+fn exits_of(kernel: &mut Kernel, vnic: &Vnic) -> Result<Plugged, Refusal> {
+    let refuse = |detail: String| Refusal::Path { mac: vnic.mac, detail };
+    let defaults = kernel.routing.default_routes().map_err(|e| refuse(chain(&e)))?;
+    let mut plugged = Plugged::bare(vnic.mac);
+    let mut carries = false;
+    for v6 in [false, true] {
+        let Some((source, prefix)) = vnic.address(v6) else { continue };
+        carries = true;
+        let used = defaults.iter().filter(|r| r.v6 == v6 && r.ifindex == Some(vnic.index));
+        let gateway = used.min_by_key(|r| r.metric).and_then(|r| r.gateway);
+        if let Some(gateway) = gateway {
+            plugged.put(Exit { ifindex: vnic.index, source, prefix, gateway });
+        }
+    }
+    match plugged.exits().next() {
+        Some(_) => Ok(plugged),
+        None if carries => Err(refuse(format!("no default route leaves by {}: is it the vNIC in use?", vnic.name))),
+        None => Err(refuse(format!("it carries no address on {}", vnic.name))),
+    }
+}
+
+fn refuse(mac: Mac, error: &dyn std::error::Error) -> Refusal {
+    Refusal::Path { mac, detail: chain(error) }
+}
