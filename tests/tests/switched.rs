@@ -104,7 +104,7 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     ];
     assert!(ran.len() == 4 && ran.iter().zip(beginnings).all(|(ran, begins)| ran.starts_with(begins)), "{ran:#?}");
     let addresses =
-        [("NEW", to), ("OLD", from)].map(|(when, at)| format!("LSM_{when}_ADDRESS={at} LSM_{when}_ADDRESS4={at}"));
+        [("NEW", to), ("OLD", from)].map(|(when, at)| format!("LSM_{when}_ADDRESS4={at} LSM_{when}_ADDRESS={at}"));
     let addresses = addresses.join(" ");
     let variables = format!("LSM_LAN=dallas LSM_MIGRATION={migration} {addresses}");
     let expected = ["10-first", "30-hangs", "40-fails"].map(|name| format!("{name} {variables}"));
