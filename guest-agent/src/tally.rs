@@ -177,6 +177,28 @@ mod tests {
     }
 
     #[test]
+    fn who_has_joined_in_either_family_is_no_straggler() {
+        let mut paths = paths();
+        for (plugged, address) in [(&mut paths.old, "2001:db8:1::7"), (&mut paths.new, "2001:db8:2::7")] {
+            let source = address.parse().unwrap();
+            plugged.put(Exit { ifindex: 1, source, prefix: 64, gateway: source });
+        }
+        let connections = [
+            &["10.1.0.7:80", "10.2.0.7:80"][..],
+            &["[2001:db8:1::7]:80", "[2001:db8:2::7]:80"],
+            &["[2001:db8:1::7]:80", "10.2.0.7:80"],
+            &["[2001:db8:1::7]:80"],
+        ];
+        let connections = connections.iter().zip(1..).map(|(locals, token)| {
+            let subflows = locals.iter().map(|local| subflow(local, 1)).collect();
+            Connection { token, opened_by_us: Some(false), full: false, subflows }
+        });
+        let snapshot = Snapshot { connections: connections.collect(), ..Snapshot::default() };
+        let counts = Tally::default().count(&snapshot, &paths, true);
+        assert_eq!((counts.joined, counts.waiting), (3, 1));
+    }
+
+    #[test]
     fn tokens_and_counters_at_the_edge_of_their_fields_are_counted() {
         let (mut tally, paths) = (Tally::default(), paths());
         let most = snapshot(&[(0, u64::MAX, Some(u64::MAX)), (u32::MAX, u64::MAX, Some(0))]);

@@ -37,16 +37,23 @@ struct Hands {
 
 impl Hands {
     fn new(scene: &Scene) -> Hands {
+        Hands::over(&[scene])
+    }
+
+    /// For one scene of each family at most.
+    fn over(scenes: &[&Scene]) -> Hands {
         let directory = std::env::temp_dir().join(format!("lsm-everyone-{}", std::process::id()));
         let mut record = Record::open(&directory).unwrap();
-        let plugged = |card: &str, source: IpAddr, gateway: &str| {
+        let plugged = |card: &str, address: fn(&Scene) -> IpAddr| {
             let ifindex = nix::net::if_::if_nametoindex(card).unwrap();
             let mut plugged = Plugged::bare(Mac([2, 0, 0, 0, 0, ifindex as u8]));
-            plugged.put(Exit { ifindex, source, prefix: 24, gateway: gateway.parse().unwrap() });
+            for source in scenes.iter().map(|scene| address(scene)) {
+                let gateway = format!("{}2", source.to_string().trim_end_matches('1')).parse().unwrap();
+                plugged.put(Exit { ifindex, source, prefix: if source.is_ipv4() { 24 } else { 64 }, gateway });
+            }
             plugged
         };
-        let old = plugged("a", scene.old, "192.0.2.2");
-        let new = plugged("b", scene.new, "198.51.100.2");
+        let (old, new) = (plugged("a", |scene| scene.old), plugged("b", |scene| scene.new));
         record.paths = Some(Paths { old, new, old_covered: false });
         let runtime = runtime();
         let kernel = runtime.block_on(async { Kernel::open().unwrap() });
@@ -134,6 +141,50 @@ fn who_listens_on_the_old_address_alone_is_joined_by_a_port_of_the_kernels() {
         });
         gets_on("data without the old address", &[&bound, &open]);
         end(vec![bound, open]);
+    });
+}
+
+#[test]
+fn each_connection_joins_in_the_family_it_has() {
+    alone(|| {
+        let [four, six] = Scene::both();
+        let talkers = vec![
+            four.opened_by_client(7001, Protocol::MPTCP),
+            six.opened_by_client(7002, Protocol::MPTCP),
+            four.opened_by_vm(7003),
+            six.opened_by_vm(7004),
+        ];
+        let mut hands = Hands::over(&[&four, &six]);
+        hands.announce();
+        hands.announce(); // repeated, it changes nothing
+        let endpoints = hands.kernel.path_manager.endpoints().unwrap();
+        assert_eq!(endpoints.len(), 2, "{endpoints:?}");
+        assert!(endpoints.iter().all(|e| e.flags.signal && e.flags.subflow && e.flags.backup), "{endpoints:?}");
+        for new in [four.new, six.new] {
+            let joined = hands.subflows("two joins of each family", new, 2);
+            assert!(joined.iter().all(|s| s.backup && s.remote.is_ipv4() == new.is_ipv4()), "{joined:?}");
+        }
+
+        hands.prefer(Side::New);
+        let endpoints = hands.kernel.path_manager.endpoints().unwrap();
+        for (address, backup) in [(four.new, false), (six.new, false), (four.old, true), (six.old, true)] {
+            let found = endpoints.iter().find(|e| e.address == address).map(|e| e.flags.backup);
+            assert_eq!(found, Some(backup), "{address}: {endpoints:?}");
+        }
+        let all: Vec<_> = talkers.iter().collect();
+        gets_on("data after the flip", &all);
+        hands.prefer(Side::Old);
+        gets_on("data after the flip back", &all);
+        hands.prefer(Side::New);
+        gets_on("data after another flip", &all);
+        hands.withdraw(Side::Old);
+        until("no subflow on the old addresses", || {
+            let now = hands.kernel.diag.snapshot().unwrap();
+            let left = |c| [four.old, six.old].iter().any(|old| has(c, *old));
+            now.connections.iter().all(|c| !left(c)).then_some(())
+        });
+        gets_on("data without the old addresses", &all);
+        end(talkers);
     });
 }
 

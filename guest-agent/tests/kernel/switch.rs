@@ -1,6 +1,6 @@
 //! The sequence that moves connections: join in backup, flip, drain, delete; judged by both kernels' counters and by bytes.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_guest::{
     connections::{Connection, Diag, Snapshot, State},
@@ -19,7 +19,7 @@ const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 
 /// A VM with two vNICs, and a client with one address behind two gateways (which are in its own place).
 pub(crate) struct Scene {
-    pub(crate) client: Place,
+    pub(crate) client: Rc<Place>,
     pub(crate) old: IpAddr,
     pub(crate) new: IpAddr,
     pub(crate) remote: IpAddr,
@@ -27,20 +27,39 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn v4() -> Self {
-        Scene::set("192.0.2.", "198.51.100.", "203.0.113.1", 24)
+        Scene::v4_with(Scene::client())
     }
 
     fn v6() -> Self {
-        Scene::set("2001:db8:a::", "2001:db8:b::", "2001:db8:c::1", 64)
+        Scene::v6_with(Scene::client())
     }
 
-    fn set(lan_a: &str, lan_b: &str, remote: &str, prefix: u8) -> Self {
+    /// The same machines in IPv4 and in IPv6.
+    pub(crate) fn both() -> [Self; 2] {
+        let client = Scene::client();
+        [Scene::v4_with(client.clone()), Scene::v6_with(client)]
+    }
+
+    fn v4_with(client: Rc<Place>) -> Self {
+        Scene::set(client, "192.0.2.", "198.51.100.", "203.0.113.1", 24)
+    }
+
+    fn v6_with(client: Rc<Place>) -> Self {
+        Scene::set(client, "2001:db8:a::", "2001:db8:b::", "2001:db8:c::1", 64)
+    }
+
+    fn client() -> Rc<Place> {
         let client = Place::new();
+        client.plug("a", "ga");
+        client.plug("b", "gb");
+        Rc::new(client)
+    }
+
+    fn set(client: Rc<Place>, lan_a: &str, lan_b: &str, remote: &str, prefix: u8) -> Self {
         let mut routing = Routing::open().unwrap();
         let nodad = if prefix == 64 { " nodad" } else { "" };
         client.run(&format!("ip address add {remote} dev lo{nodad}"));
         for (ours, theirs, lan, table) in [("a", "ga", lan_a, 101), ("b", "gb", lan_b, 102)] {
-            client.plug(ours, theirs);
             run(&format!("ip address add {lan}1/{prefix} dev {ours}{nodad}"));
             client.run(&format!("ip address add {lan}2/{prefix} dev {theirs}{nodad}"));
             // With one address only, whichever way it goes.
