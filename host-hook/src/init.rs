@@ -288,8 +288,10 @@ mod tests {
         assert_eq!(config.name, "montreal.example.org");
         assert_eq!(config.tunnel.unwrap().address.to_string(), "198.51.100.1");
         let lan = &config.lans["montreal"];
-        assert_eq!((lan.bridge.as_str(), lan.prefix.to_string().as_str()), ("br0", "10.1.0.0/24"));
-        assert_eq!((lan.gateway.to_string().as_str(), lan.pool.addresses().count(), lan.offer), ("10.1.0.1", 10, true));
+        let [subnet] = &lan.subnets[..] else { panic!("{lan:?}") };
+        assert_eq!((lan.bridge.as_str(), subnet.prefix.to_string().as_str()), ("br0", "10.1.0.0/24"));
+        let (gateway, addresses) = (subnet.gateway.to_string(), subnet.pool.addresses().count());
+        assert_eq!((gateway.as_str(), addresses, lan.offer), ("10.1.0.1", 10, true));
         assert_eq!(config.peers["dallas.example.org"].address, "dallas.example.org:16519");
         assert_eq!(config.peers["oslo"].address, "192.0.2.9:1");
         assert!(SHIPPED.lines().filter(|line| line.starts_with("# ")).all(|line| text.contains(line)), "words lost");

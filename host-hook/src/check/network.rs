@@ -49,7 +49,10 @@ fn bridge(name: &str, lan: &Lan, device: &Path) -> Finding {
             format!("bridge {bridge} passes {mtu} bytes, and the LAN's MTU is {}", lan.mtu),
             format!("ip link set {bridge} mtu {}  # or correct [lan.{name}] mtu", lan.mtu),
         ),
-        _ => Finding::good(what, format!("bridge {bridge}, {}", lan.prefix)),
+        _ => {
+            let prefixes: Vec<String> = lan.subnets.iter().map(|subnet| subnet.prefix.to_string()).collect();
+            Finding::good(what, format!("bridge {bridge}, {}", prefixes.join(" and ")))
+        }
     }
 }
 
