@@ -25,10 +25,21 @@ fn survived(names: &[&str]) {
 
 #[test]
 fn of_agents_and_their_channel() {
-    survived(&["agent-killed@preparing", "agent-killed@prepared", "channel-reset@copying", "channel-silent@prepared"]);
+    survived(&[
+        "agent-killed@preparing",
+        "agent-killed@prepared",
+        "channel-reset@copying",
+        "channel-silent@prepared",
+        "agent-frozen@copying",
+    ]);
 }
 
 #[test]
 fn of_services_and_their_channel() {
     survived(&["both-services-killed@stopped", "peers-cut@copying"]);
+}
+
+#[test]
+fn before_arrival_and_in_the_stop() {
+    survived(&["domjobabort@flipped", "hook-refuses-started@before", "abort-in-the-stop@stopped"]);
 }
