@@ -357,13 +357,15 @@ impl Destination {
                 let ask = Order::TellGuest(ToGuest::Query);
                 (Incoming { offer, diverted, keep_alive, begin }, vec![say, ask])
             }
-            (Incoming { offer, begin: Some(begin), .. }, Event::Deadline) if now >= begin => undo(now, offer, true),
+            (Incoming { offer, diverted, begin: Some(begin), .. }, Event::Deadline) if now >= begin => {
+                give_up(now, offer, diverted, true)
+            }
             (Incoming { offer, diverted, keep_alive, begin }, Event::Deadline) if now >= keep_alive => {
                 let (keep_alive, say) = keep_alive_again(now, &offer);
                 (Incoming { offer, diverted, keep_alive, begin }, vec![say])
             }
-            (Incoming { offer, .. }, Event::Peer(Peer::Abort { .. })) => undo(now, offer, false),
-            (Incoming { offer, .. }, Event::VmGone | Event::Release) => undo(now, offer, true),
+            (Incoming { offer, diverted, .. }, Event::Peer(Peer::Abort { .. })) => give_up(now, offer, diverted, false),
+            (Incoming { offer, diverted, .. }, Event::VmGone | Event::Release) => give_up(now, offer, diverted, true),
 
             // ---- Arrived
             (
@@ -572,6 +574,14 @@ fn refuse(now: Millis, offer: Offer, why: Refused) -> (Destination, Vec<Order>) 
         _ => undo(now, offer, why != Refused::Aborted),
     };
     (state, [vec![order], orders].concat())
+}
+
+/// The VM is not to come any more. It may run on at the source, and be reached through the advance tunnel until its guest
+/// has left it: no frame may wait here for it.
+fn give_up(now: Millis, offer: Offer, diverted: bool, tell: bool) -> (Destination, Vec<Order>) {
+    let (state, orders) = undo(now, offer, tell);
+    let back = if diverted { vec![Order::PointAtTunnel] } else { vec![] };
+    (state, [back, orders].concat())
 }
 
 /// The source first: the guest there may still send through the tunnels, and stops within [`UNDO`].

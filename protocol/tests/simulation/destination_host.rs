@@ -13,11 +13,12 @@ use crate::{
     world::hosts::{DestinationEnd, Hook, Vm},
 };
 
+#[derive(Clone, Debug)]
 pub struct DestinationHost {
     pub machine: Destination,
-    disk: Option<Destination>,
+    pub disk: Option<Destination>,
     pub end: DestinationEnd,
-    up: bool,
+    pub up: bool,
 }
 
 impl Default for DestinationHost {

@@ -12,15 +12,16 @@ use crate::{
     world::{hosts::Vm, kernel::Kernel},
 };
 
+#[derive(Clone, Debug)]
 pub struct GuestSide {
     pub machine: Guest,
-    disk: Guest,
+    pub disk: Guest,
     pub kernel: Kernel,
     pub up: bool,
     /// Counts the agent's lives: what it had in hand dies with it.
     pub life: u32,
     /// When it was told for sure that the VM has arrived.
-    sure: Option<Millis>,
+    pub sure: Option<Millis>,
     /// It has said so.
     pub settled: bool,
 }

@@ -72,14 +72,15 @@ const DARK: Millis = 6_000;
 /// Faults end after this.
 const TROUBLE: Millis = 45_000;
 /// By then everything is over: the longest lease, and what must be said again after it.
-const LIMIT: Millis = 240_000;
+pub const LIMIT: Millis = 240_000;
 
+#[derive(Clone)]
 pub struct Run {
     pub machines: Machines,
     pub scenario: Scenario,
     pub chance: Chance,
     pub now: Millis,
-    agenda: Vec<(Millis, u64, What)>,
+    pub agenda: Vec<(Millis, u64, What)>,
     sequence: u64,
     pub healthy: bool,
     pub offer: Offer,
@@ -94,8 +95,10 @@ pub struct Run {
     pub destination: DestinationHost,
     /// The operator has ended the old path.
     pub released: bool,
-    dark_since: Option<Millis>,
+    pub dark_since: Option<Millis>,
     lost_before: Vec<String>,
+    /// At which of the orders to come a program dies, where that is not left to chance.
+    pub dies_at: Option<u32>,
     /// What happened, told when it goes wrong.
     pub log: Vec<String>,
 }
@@ -104,6 +107,11 @@ impl Run {
     pub fn new(machines: Machines, seed: u64) -> Run {
         let mut chance = Chance::new(seed);
         let scenario = Scenario::new(&mut chance);
+        Run::of(machines, scenario, chance)
+    }
+
+    /// That goes so.
+    pub fn of(machines: Machines, scenario: Scenario, chance: Chance) -> Run {
         let offer = offer(scenario.join, scenario.drain);
         let truth = Truth {
             there: false,
@@ -130,6 +138,7 @@ impl Run {
             released: false,
             dark_since: None,
             lost_before: Vec::new(),
+            dies_at: None,
             log: vec![format!("{scenario:?}")],
             scenario,
         }
@@ -157,7 +166,7 @@ impl Run {
         Err(format!("goes round in circles: {}", self.states()))
     }
 
-    fn plan(&mut self) {
+    pub fn plan(&mut self) {
         if let Some(after) = self.scenario.straggler {
             self.after(after, What::StragglerGoes);
         }
@@ -193,7 +202,7 @@ impl Run {
     }
 
     /// What comes next: from the agenda, or a machine's deadline.
-    fn next(&mut self) -> Option<(Millis, What)> {
+    pub fn next(&mut self) -> Option<(Millis, What)> {
         let listed = self.agenda.iter().enumerate().min_by_key(|(_, (at, sequence, _))| (*at, *sequence));
         let listed = listed.map(|(index, (at, _, _))| (*at, index));
         let deadlines = [
@@ -210,8 +219,10 @@ impl Run {
         }
     }
 
-    fn happens(&mut self, what: What) -> Result<(), String> {
-        self.log.push(format!("{:>6} {}", self.now - START, brief(&relative(&format!("{what:?}"), self.now))));
+    pub fn happens(&mut self, what: What) -> Result<(), String> {
+        if !self.chance.is_none() {
+            self.log.push(format!("{:>6} {}", self.now - START, brief(&relative(&format!("{what:?}"), self.now))));
+        }
         match what {
             What::ToSource(message) => self.source_hears(message),
             What::ToDestination(message) => self.destination_hears(message),
@@ -253,6 +264,9 @@ impl Run {
         if cut && !self.healthy {
             return;
         }
+        if self.chance.is_none() {
+            return self.after(1, what); // who tries everything loses and repeats by itself
+        }
         let kind = brief(&format!("{what:?}")).chars().take(28).collect::<String>();
         let before = self.lost_before.iter().position(|lost| *lost == kind);
         if let Some(before) = before {
@@ -272,6 +286,10 @@ impl Run {
 
     /// A program dies while it carries out an order.
     pub fn dies_at_this(&mut self) -> bool {
+        if let Some(orders) = &mut self.dies_at {
+            *orders = orders.wrapping_sub(1);
+            return *orders == u32::MAX;
+        }
         !self.healthy && self.chance.in_thousand(self.scenario.deaths)
     }
 
@@ -315,7 +333,7 @@ impl Run {
     }
 
     /// What must hold whenever nobody is in the middle of something.
-    fn watch(&mut self) -> Result<(), String> {
+    pub fn watch(&mut self) -> Result<(), String> {
         if self.is_usable() {
             self.dark_since = None;
             return Ok(());
@@ -345,13 +363,13 @@ impl Run {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         let guest = matches!(self.guest.machine, guest::Guest::Idle { .. }) || self.vm == Vm::Dead;
         guest && self.guest.up && self.source.is_over() && self.destination.is_over() && self.vm != Vm::Paused
     }
 
     /// Everything is settled or undone, on all three.
-    fn end(&self) -> Result<(), String> {
+    pub fn end(&self) -> Result<(), String> {
         let (kernel, source, destination) = (&self.guest.kernel, &self.source.end, &self.destination.end);
         if !self.is_over() {
             return Err(format!("stuck: {}", self.states()));

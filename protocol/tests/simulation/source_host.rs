@@ -13,15 +13,16 @@ use crate::{
     world::hosts::{AtSource, SourceEnd, Vm},
 };
 
+#[derive(Clone, Debug)]
 pub struct SourceHost {
     pub machine: Option<Source>,
-    disk: Option<Source>,
+    pub disk: Option<Source>,
     pub end: SourceEnd,
-    up: bool,
+    pub up: bool,
     /// The guest was told to prepare, and has not said since that it is out.
-    inside: bool,
+    pub inside: bool,
     /// Since when it has been told to abort.
-    aborted: Option<Millis>,
+    pub aborted: Option<Millis>,
 }
 
 impl Default for SourceHost {
