@@ -6,7 +6,12 @@ mod log;
 mod orders;
 mod telling;
 
-use std::{cell::Cell, path::Path, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use lsm_protocol::{
     FromGuest, Millis,
@@ -22,6 +27,7 @@ use crate::{
     config::{Config, Force, Mptcp},
     force,
     kernel::Kernel,
+    key,
     mptcp::{Events, Limits},
     path::{self, chain},
     record::Record,
@@ -36,9 +42,12 @@ const LIMITS: Limits = Limits { subflows: 8, add_addr_accepted: 8 };
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the configuration is wrong, the kernel lacks MPTCP, the state cannot be kept, or the sockets cannot be made.
-pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::load(config)?;
+/// When the configuration or the key is wrong, the kernel lacks MPTCP, the state cannot be kept, or the sockets cannot be made.
+pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config::load(file)?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let key = key::load(file, credentials.as_deref())?;
+    tracing::info!(key = key.is_some(), "whether hosts must prove a key");
     force_plain_programs(&config.mptcp, directory);
     let record = Record::open(directory).map_err(|error| {
         let place = directory.display();
@@ -67,8 +76,8 @@ pub async fn run(directory: &Path, config: &Path) -> Result<(), Box<dyn std::err
     };
     daemon.set_up()?;
     tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
-    tokio::spawn(vsock::listen(news_in.clone()));
-    tokio::spawn(serial::serve(news_in));
+    tokio::spawn(vsock::listen(key.clone(), news_in.clone()));
+    tokio::spawn(serial::serve(key, news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
     tokio::spawn(bus::serve_system_bus(bus));
     tokio::task::spawn_local(switched::tell(moves_out, told_in, config.script_deadline));

@@ -15,6 +15,7 @@ pub mod force;
 pub mod foresight;
 pub mod invitation;
 pub mod kernel;
+mod key;
 pub mod mptcp;
 pub mod neighbours;
 pub mod netlink;

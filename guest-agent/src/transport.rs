@@ -1,5 +1,6 @@
 //! The two ways a host reaches the guest, vsock and virtio-serial, with the same frames on both: the host says Hello
-//! first, the guest answers it, then messages flow both ways until either side goes.
+//! first, the guest answers it, then messages flow both ways until either side goes. Where this VM has a key, the host
+//! proves it in between (see `protocol`'s `proof.rs`).
 
 mod hotplug;
 pub mod serial;
@@ -13,6 +14,7 @@ use std::{
 use lsm_protocol::{
     Bye, FromGuest, Hello, ToGuest,
     frame::{Decoder, Frame, FrameError, Kind, Wire},
+    proof::{Key, Proof, Prover, Session, Unproved},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -53,6 +55,10 @@ pub enum Ended {
     NoHello,
     #[error(transparent)]
     Version(lsm_protocol::NoCommonVersion),
+    #[error(transparent)]
+    Unproved(Unproved),
+    #[error("no random numbers to answer the host's challenge with")]
+    NoNonce(#[source] io::Error),
 }
 
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -64,12 +70,22 @@ pub async fn converse(
     reset: impl Future<Output = io::Error>,
     wire: Wire,
     transport: &str,
+    key: Option<Key>,
     news: &mpsc::UnboundedSender<News>,
 ) -> Ended {
     let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (outbox, mut answers) = mpsc::unbounded_channel();
-    let mut talk =
-        Talk { session, decoder: Decoder::new(wire), wire, sequence: 0, outbox: Some(outbox), bye: false, news };
+    let mut talk = Talk {
+        session,
+        decoder: Decoder::new(wire),
+        wire,
+        sequence: 0,
+        key,
+        door: Door::Shut,
+        outbox: Some(outbox),
+        bye: false,
+        news,
+    };
     let mut buffer = vec![0; 4096];
     let mut reset = std::pin::pin!(reset);
     let ended = loop {
@@ -86,7 +102,7 @@ pub async fn converse(
                 Err(error) => break Ended::Broken(error),
             },
             error = &mut reset => break Ended::Broken(error),
-            Some(answer) = answers.recv() => talk.frame(Kind::FromGuest, &answer),
+            Some(answer) = answers.recv() => talk.reply(&answer),
         };
         if !bytes.is_empty()
             && let Err(error) = stream.write_all(&bytes).await
@@ -101,15 +117,36 @@ pub async fn converse(
         let reset = !talk.bye && (wire == Wire::Serial || matches!(ended, Ended::Broken(_)));
         let _ = news.send(News::Closed { session, reset });
     }
-    tracing::info!(transport, session, reason = %crate::path::chain(&ended), "conversation with the host ended");
+    let reason = crate::path::chain(&ended);
+    if let Ended::Unproved(_) = ended {
+        tracing::warn!(transport, session, %reason, "refused to speak with the host");
+    } else {
+        tracing::info!(transport, session, %reason, "conversation with the host ended");
+    }
     ended
 }
+
+/// How far the other side has come.
+enum Door {
+    Shut,
+    /// It said Hello; the key is to be proved.
+    Greeted,
+    /// We have proved it.
+    Answered(Prover),
+    /// Messages are understood; where there is a key, sealed ones.
+    Open(Option<Session>),
+}
+
+/// Bytes to send; perhaps the last ones, and why.
+type Answer = Result<Vec<u8>, (Vec<u8>, Ended)>;
 
 struct Talk<'a> {
     session: u64,
     decoder: Decoder,
     wire: Wire,
     sequence: u32,
+    key: Option<Key>,
+    door: Door,
     /// Handed to the daemon with the first Hello.
     outbox: Option<mpsc::UnboundedSender<FromGuest>>,
     /// The host's service said goodbye.
@@ -138,34 +175,34 @@ impl Talk<'_> {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "bytes to send, then perhaps the end")]
-    fn understand(&mut self, frame: &Frame) -> Result<Result<Vec<u8>, (Vec<u8>, Ended)>, FrameError> {
+    fn understand(&mut self, frame: &Frame) -> Result<Answer, FrameError> {
         if frame.kind == Kind::Hello as u16 {
-            let theirs: Hello = frame.open(Kind::Hello)?;
-            let ours = Hello::ours(concat!("lsm-guest ", env!("CARGO_PKG_VERSION")));
-            let bytes = self.frame(Kind::Hello, &ours);
-            if let Err(error) = ours.agree(&theirs) {
-                return Ok(Err((bytes, Ended::Version(error))));
-            }
-            let news = match self.outbox.take() {
-                Some(outbox) => News::Opened { session: self.session, outbox },
-                // A host at the destination may dial so soon that the port never looks unplugged.
-                None => News::Succeeded,
-            };
-            let _ = self.news.send(news);
-            tracing::info!(session = self.session, host = theirs.software, "a host is here");
-            return Ok(Ok(bytes));
+            return self.greeted(&frame.open(Kind::Hello)?);
         }
+        if frame.kind == Kind::Proof as u16 {
+            return Ok(self.proved(frame.open(Kind::Proof)?));
+        }
+        let unsealed;
+        let frame = match &mut self.door {
+            Door::Open(Some(session)) => match session.unseal(frame) {
+                Ok(frame) => {
+                    unsealed = frame;
+                    &unsealed
+                }
+                Err(why) => return Ok(self.refuse(why)),
+            },
+            Door::Shut | Door::Open(None) => frame,
+            Door::Greeted | Door::Answered(_) => return Ok(self.refuse(Unproved::ByHost)),
+        };
         if frame.kind == Kind::Bye as u16 {
             frame.open::<Bye>(Kind::Bye)?;
             self.bye = true;
             return Ok(Err((Vec::new(), Ended::Closed)));
         }
-        if self.outbox.is_some() {
+        if let Door::Shut = self.door {
             // On a virtio-serial port the host does not see that the agent it spoke to has died, and goes on as before:
             // a Hello that it did not ask for makes it begin anew.
-            let ours = Hello::ours(concat!("lsm-guest ", env!("CARGO_PKG_VERSION")));
-            let bytes = if self.wire == Wire::Serial { self.frame(Kind::Hello, &ours) } else { Vec::new() };
+            let bytes = if self.wire == Wire::Serial { self.frame(Kind::Hello, &ours()) } else { Vec::new() };
             return Ok(Err((bytes, Ended::NoHello)));
         }
         let told = frame.open(Kind::ToGuest)?;
@@ -173,10 +210,77 @@ impl Talk<'_> {
         Ok(Ok(Vec::new()))
     }
 
+    fn greeted(&mut self, theirs: &Hello) -> Result<Answer, FrameError> {
+        let bytes = self.frame(Kind::Hello, &ours());
+        if let Err(error) = ours().agree(theirs) {
+            return Ok(Err((bytes, Ended::Version(error))));
+        }
+        tracing::info!(session = self.session, host = theirs.software, "a host is here");
+        if self.key.is_some() {
+            self.door = Door::Greeted;
+        } else {
+            self.open(None);
+        }
+        Ok(Ok(bytes))
+    }
+
+    fn proved(&mut self, proof: Proof) -> Answer {
+        let door = std::mem::replace(&mut self.door, Door::Shut);
+        match (proof, door, &self.key) {
+            (Proof::Challenge(challenge), Door::Greeted, Some(key)) => {
+                let nonce = match crate::key::nonce() {
+                    Ok(nonce) => nonce,
+                    Err(error) => return Err((Vec::new(), Ended::NoNonce(error))),
+                };
+                let (prover, answer) = Prover::answer(key.clone(), challenge, nonce);
+                self.door = Door::Answered(prover);
+                Ok(self.frame(Kind::Proof, &answer))
+            }
+            (Proof::Challenge(_), _, None) => self.refuse(Unproved::ByGuest),
+            (Proof::Proven(tag), Door::Answered(prover), _) => match prover.hear(&tag) {
+                Ok(session) => {
+                    self.open(Some(session));
+                    Ok(Vec::new())
+                }
+                Err(why) => self.refuse(why),
+            },
+            (Proof::Refused(why), ..) => Err((Vec::new(), Ended::Unproved(why))),
+            _ => self.refuse(Unproved::OutOfTurn),
+        }
+    }
+
+    fn open(&mut self, session: Option<Session>) {
+        self.door = Door::Open(session);
+        let news = match self.outbox.take() {
+            Some(outbox) => News::Opened { session: self.session, outbox },
+            // A host at the destination may dial so soon that the port never looks unplugged.
+            None => News::Succeeded,
+        };
+        let _ = self.news.send(news);
+    }
+
+    fn refuse(&mut self, why: Unproved) -> Answer {
+        self.door = Door::Shut;
+        Err((self.frame(Kind::Proof, &Proof::Refused(why)), Ended::Unproved(why)))
+    }
+
+    /// The bytes of an answer to a host that may have it.
+    fn reply(&mut self, answer: &FromGuest) -> Vec<u8> {
+        match self.door {
+            Door::Open(_) => self.frame(Kind::FromGuest, answer),
+            // It has said Hello again, and asks again.
+            Door::Shut | Door::Greeted | Door::Answered(_) => Vec::new(),
+        }
+    }
+
+    /// In its frame, and sealed where it is a message to a host that has proved the key.
     fn frame<T: serde::Serialize>(&mut self, kind: Kind, message: &T) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         match Frame::new(kind, self.sequence, message) {
-            Ok(frame) => self.wire.encode(&frame),
+            Ok(frame) => self.wire.encode(&match &self.door {
+                Door::Open(Some(session)) if kind == Kind::FromGuest => session.seal(frame),
+                _ => frame,
+            }),
             Err(error) => {
                 tracing::error!(%error, "an answer does not fit a frame");
                 Vec::new()
@@ -185,35 +289,9 @@ impl Talk<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What the daemon hears when a host says these and goes.
-    async fn heard(wire: Wire, said: &[Frame]) -> Vec<News> {
-        let (news_in, mut news) = mpsc::unbounded_channel();
-        let (mut host, guest) = tokio::io::duplex(4096);
-        for frame in said {
-            host.write_all(&wire.encode(frame)).await.unwrap();
-        }
-        host.shutdown().await.unwrap();
-        converse(guest, std::future::pending(), wire, "a test", &news_in).await;
-        drop(news_in);
-        let mut heard = Vec::new();
-        while let Some(news) = news.recv().await {
-            heard.push(news);
-        }
-        heard
-    }
-
-    #[tokio::test]
-    async fn a_serial_port_that_ends_without_a_goodbye_is_an_arrival() {
-        let hello = Frame::new(Kind::Hello, 1, &Hello::ours("a test")).unwrap();
-        let bye = Frame::new(Kind::Bye, 2, &Bye).unwrap();
-        for (said, expected) in [(vec![hello.clone()], true), (vec![hello, bye], false)] {
-            let news = heard(Wire::Serial, &said).await;
-            let [News::Opened { .. }, News::Closed { reset, .. }] = &news[..] else { panic!("{news:?}") };
-            assert_eq!(*reset, expected);
-        }
-    }
+fn ours() -> Hello {
+    Hello::ours(concat!("lsm-guest ", env!("CARGO_PKG_VERSION")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use crate::{
     hook::HookAnswer,
     host::{Host, SPARE_BRIDGE, vni},
     peer_line::{self, PeerHandle, PeerNews},
+    random::random,
     tunnel,
 };
 
@@ -290,12 +291,6 @@ fn spare(running: &Running, here: &BTreeMap<String, Lan>) -> Result<Mac, Refused
 fn held(running: &Running) -> String {
     let held = running.vnics.iter().filter_map(|v| Some(format!("{} holds an address of {}", v.mac, v.lan.as_ref()?)));
     held.collect::<Vec<_>>().join(", ")
-}
-
-fn random() -> std::io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

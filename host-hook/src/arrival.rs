@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     clock::{self, now},
     divert::{Diversion, LearningWatch},
+    filters::Crossing,
     foresight::Foresight,
     guest_line::GuestLine,
     hook::HookAnswer,
@@ -234,7 +235,7 @@ impl Arrival {
                 Order::TellPeer(message) => self.peer.tell(message),
                 Order::TellGuest(order) => {
                     if let Some(vm) = &self.saved.vm {
-                        let address = vm.address();
+                        let address = vm.address(&self.host.config.keys);
                         // A guest that is prepared sees its arrival by itself, sooner than anybody could tell it.
                         let patience = if offer.join == Join::Before { WAKING } else { Duration::ZERO };
                         self.guest.get_or_insert_with(|| GuestLine::open(address, patience)).tell(order);
@@ -274,7 +275,13 @@ impl Arrival {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
-            self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, CROSSING).await.map_err(failed)?;
+            // Until it arrives, the VM is in this LAN as a guest of its address.
+            let address = match &offer.addressing {
+                Addressing::Static { address, .. } => Some(*address),
+                _ => None,
+            };
+            let crossing = Crossing { address, ..CROSSING };
+            self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),
                 Err(error) => {

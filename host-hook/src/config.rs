@@ -36,6 +36,8 @@ pub struct Config {
     pub lans: BTreeMap<String, Lan>,
     /// The hosts that VMs may come from and go to, by the name that their certificates must carry.
     pub peers: BTreeMap<String, Peer>,
+    /// Where the VMs' keys are: beside the file.
+    pub keys: PathBuf,
     /// What the operator prefers where more than one thing would be right.
     pub policy: Policy,
     /// How long each script of `moved.d` may run.
@@ -239,10 +241,16 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
-        Self::parse(&text).map_err(|wrong| {
-            let (line, column) = position(&text, wrong.at);
+        Self::understand(&text, path)
+    }
+
+    /// What the file says; `path` is for errors, and what is beside it.
+    pub(crate) fn understand(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::parse(text).map_err(|wrong| {
+            let (line, column) = position(text, wrong.at);
             ConfigError::Invalid { path: path.to_owned(), line, column, what: wrong.what }
-        })
+        })?;
+        Ok(Self { keys: path.with_file_name("keys"), ..config })
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {

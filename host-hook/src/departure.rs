@@ -35,7 +35,8 @@ const FOLLOW: Duration = Duration::from_millis(100);
 
 /// What the service passes on to a departure.
 pub enum News {
-    Peer(Peer, PeerHandle),
+    /// And the name of the peer that says it.
+    Peer(String, Peer, PeerHandle),
     Suspended,
     Resumed,
     /// libvirt was asked: it runs here.
@@ -115,7 +116,12 @@ impl Departure {
                 // First what cannot wait: the stop.
                 biased;
                 news = inbox.recv() => match news {
-                    Some(News::Peer(message, handle)) => {
+                    Some(News::Peer(name, ..)) if name != self.saved.peer => {
+                        let migration = offer.migration;
+                        tracing::warn!(%migration, peer = name, with = self.saved.peer, "a peer speaks of a migration of another; not heard");
+                        continue;
+                    }
+                    Some(News::Peer(_, message, handle)) => {
                         self.peer = Some(handle); // whichever line it came by is the one that works
                         Event::Peer(message)
                     }
@@ -133,8 +139,8 @@ impl Departure {
                         continue;
                     }
                     Some(News::Foresee(answer)) => {
-                        let vm = &self.saved.vm;
-                        let line = self.guest.get_or_insert_with(|| GuestLine::open(vm.address(), Duration::ZERO));
+                        let (vm, keys) = (&self.saved.vm, &self.host.config.keys);
+                        let line = self.guest.get_or_insert_with(|| GuestLine::open(vm.address(keys), Duration::ZERO));
                         self.foresight.ask(line, vm.macs(), answer);
                         continue;
                     }
@@ -200,7 +206,7 @@ impl Departure {
                     self.follow(offer);
                 }
                 Order::TellGuest(order) => {
-                    let address = self.saved.vm.address();
+                    let address = self.saved.vm.address(&self.host.config.keys);
                     self.guest.get_or_insert_with(|| GuestLine::open(address, Duration::ZERO)).tell(order);
                 }
                 Order::TellPeer(message) => {

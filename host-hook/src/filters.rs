@@ -5,18 +5,21 @@
 //! enter the tunnel. A frame that has the vNIC's MAC as its source never comes *to* the vNIC: the VM would take it for
 //! somebody with the same address. Nothing goes from one tunnel to another.
 //!
+//! From the underlay only the tunnel's other end is heard.
+//!
 //! Every change is one transaction of `nft -f -`. What is dropped is counted.
 
 mod rules;
+mod underlay;
 
-use std::{io, process::Stdio};
+use std::{io, net::IpAddr, process::Stdio};
 
 use lsm_protocol::Mac;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
 
-/// Which frames that are not for the vNIC alone cross from its LAN to it.
+/// Which frames that are not for the vNIC alone cross from its LAN to it, and with which address it may speak there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Crossing {
     /// ARP, and IPv6 neighbour solicitations and advertisements: needed to be found, and to find the gateway.
@@ -25,6 +28,8 @@ pub struct Crossing {
     pub dhcp: bool,
     /// IPv6 router advertisements.
     pub ra: bool,
+    /// The vNIC's one address of the LAN, where it is known: with no other it speaks there, link-local ones excepted.
+    pub address: Option<IpAddr>,
 }
 
 /// Frames that one end of a tunnel has seen since it was built.
@@ -79,17 +84,35 @@ pub async fn guard_vm_end(vni: u32, mac: Mac) -> Result<(), FilterError> {
     change(&format!("guard the VM end of tunnel {vni}"), &rules::vm_end(vni, mac)).await
 }
 
-/// Removes the guard of a tunnel, and the table with the last one.
+/// Lets nobody but `remote` send into a tunnel.
+///
+/// # Errors
+/// As [`guard_lan_end`].
+pub async fn guard_underlay(vni: u32, port: u16, remote: IpAddr) -> Result<(), FilterError> {
+    let _turn = TABLE.lock().await;
+    change(&format!("guard tunnel {vni} on the underlay"), &underlay::guard(vni, port, remote)).await
+}
+
+/// Removes the guards of a tunnel, and the tables with the last one.
 ///
 /// # Errors
 /// When `nft` refuses.
 pub async fn remove(vni: u32) -> Result<(), FilterError> {
     let _turn = TABLE.lock().await;
-    let guarded = guarded().await?;
-    if !guarded.contains(&vni) {
+    let mut text = String::new();
+    for (family, remove, remove_all) in [
+        (Family::Bridge, rules::remove as fn(u32) -> String, rules::remove_all as fn() -> String),
+        (Family::Inet, underlay::remove, underlay::remove_all),
+    ] {
+        match &guarded(family).await?[..] {
+            [only] if *only == vni => text.push_str(&remove_all()),
+            guarded if guarded.contains(&vni) => text.push_str(&remove(vni)),
+            _ => {}
+        }
+    }
+    if text.is_empty() {
         return Ok(());
     }
-    let text = if guarded.len() == 1 { rules::remove_all() } else { rules::remove(vni) };
     change(&format!("remove the filters of tunnel {vni}"), &text).await
 }
 
@@ -99,7 +122,20 @@ pub async fn remove(vni: u32) -> Result<(), FilterError> {
 /// When `nft` does not answer.
 pub async fn list() -> Result<Vec<u32>, FilterError> {
     let _turn = TABLE.lock().await;
-    guarded().await
+    let mut guarded = [guarded(Family::Bridge).await?, guarded(Family::Inet).await?].concat();
+    guarded.sort_unstable();
+    guarded.dedup();
+    Ok(guarded)
+}
+
+/// Frames for a tunnel that were not its other end's; `None` where there is no such tunnel.
+///
+/// # Errors
+/// When `nft` does not answer.
+pub async fn foreign(vni: u32) -> Result<Option<u64>, FilterError> {
+    let counters = objects(Family::Inet, "counter").await?;
+    let ours = counters.iter().find(|counter| counter["name"] == underlay::counter(vni).as_str());
+    Ok(ours.and_then(|counter| counter["packets"].as_u64()))
 }
 
 /// The counters of one tunnel; `None` where there is no such tunnel.
@@ -107,7 +143,7 @@ pub async fn list() -> Result<Vec<u32>, FilterError> {
 /// # Errors
 /// When `nft` does not answer.
 pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
-    let objects = objects("counter").await?;
+    let objects = objects(Family::Bridge, "counter").await?;
     let packets = |name: String| {
         objects.iter().find(|object| object["name"] == name.as_str()).and_then(|object| object["packets"].as_u64())
     };
@@ -116,14 +152,29 @@ pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
     Ok(sent.map(|sent| Counts { sent, sent_dropped, received, received_dropped, arp, dhcp, ra }))
 }
 
-async fn guarded() -> Result<Vec<u32>, FilterError> {
-    let chains = objects("chain").await?;
-    Ok(chains.iter().filter_map(|chain| rules::vni_of_chain(chain["name"].as_str()?)).collect())
+/// Where frames pass: between the ports of a bridge, or into this host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Bridge,
+    Inet,
+}
+
+async fn guarded(family: Family) -> Result<Vec<u32>, FilterError> {
+    let chains = objects(family, "chain").await?;
+    let vni = match family {
+        Family::Bridge => rules::vni_of_chain,
+        Family::Inet => underlay::vni_of_chain,
+    };
+    Ok(chains.iter().filter_map(|chain| vni(chain["name"].as_str()?)).collect())
 }
 
 /// All objects of a kind in our table; none when there is no table.
-async fn objects(kind: &'static str) -> Result<Vec<Value>, FilterError> {
-    let listed = nft(&["-j", "list", &format!("{kind}s"), "bridge"], "").await?;
+async fn objects(family: Family, kind: &'static str) -> Result<Vec<Value>, FilterError> {
+    let family = match family {
+        Family::Bridge => "bridge",
+        Family::Inet => "inet",
+    };
+    let listed = nft(&["-j", "list", &format!("{kind}s"), family], "").await?;
     if !listed.status.success() {
         let what = format!("list the {kind}s of the table {}", rules::TABLE);
         return Err(FilterError::Refused { what, said: said(&listed.stderr) });

@@ -9,6 +9,7 @@ use lsm_protocol::{
 use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle};
 
 use crate::{
+    keys::KeyOf,
     line::{Line, LineError, Stream},
     story,
 };
@@ -31,6 +32,7 @@ pub struct Address {
     pub cid: Option<u32>,
     /// The host's end of the virtio-serial port.
     pub channel: Option<PathBuf>,
+    pub key: KeyOf,
 }
 
 /// An open or opening line. Closed when dropped.
@@ -95,12 +97,21 @@ async fn keep(
             Ok(line) => {
                 wait = AGAIN;
                 let Some(error) = talk(line, &mut unsent, &mut orders, &replies).await else { return };
-                tracing::info!(reason = story(&error), "line to the guest ended");
+                match error {
+                    LineError::Unproved(_) => {
+                        tracing::warn!(reason = story(&error), "line to the guest ended");
+                    }
+                    error => tracing::info!(reason = story(&error), "line to the guest ended"),
+                }
             }
             Err(error) => {
                 let now = story(&error);
                 if now != last {
-                    tracing::info!(error = now, "the guest's agent does not answer yet");
+                    if let LineError::Unproved(_) | LineError::Key(_) = error {
+                        tracing::warn!(error = now, "nothing is said to the guest's agent");
+                    } else {
+                        tracing::info!(error = now, "the guest's agent does not answer yet");
+                    }
                     last = now;
                 }
             }
@@ -152,9 +163,10 @@ async fn talk(
 }
 
 async fn dial(address: &Address) -> Result<Line, LineError> {
+    let key = address.key.read()?;
     if let Some(cid) = address.cid {
         match vsock(cid).await {
-            Ok(stream) => return Line::call(stream, Wire::Stream).await,
+            Ok(stream) => return Line::call(stream, Wire::Stream, key).await,
             Err(error) if address.channel.is_none() => return Err(error.into()),
             Err(_) => {} // the other way in
         }
@@ -162,7 +174,7 @@ async fn dial(address: &Address) -> Result<Line, LineError> {
     match &address.channel {
         Some(path) => {
             let stream = UnixStream::connect(path).await?;
-            Line::call(Box::new(stream), Wire::Serial).await
+            Line::call(Box::new(stream), Wire::Serial, key).await
         }
         None => Err(io::Error::new(
             io::ErrorKind::NotFound,

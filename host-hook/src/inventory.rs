@@ -15,6 +15,7 @@ use crate::{
     config::{Config, Subnet},
     domain::Domain,
     guest_line::Address,
+    keys::KeyOf,
 };
 
 /// A managed VM on this host.
@@ -83,8 +84,9 @@ impl Vm {
         self.vnics.iter().map(|vnic| VnicPlace { mac: vnic.mac, lan: vnic.lan.clone() }).collect()
     }
 
-    pub fn address(&self) -> Address {
-        Address { cid: self.cid, channel: self.channel.clone() }
+    /// `keys` is the directory of the VMs' keys.
+    pub fn address(&self, keys: &Path) -> Address {
+        Address { cid: self.cid, channel: self.channel.clone(), key: KeyOf::new(keys, self.uuid) }
     }
 }
 

@@ -5,9 +5,12 @@ use std::io;
 use lsm_protocol::{
     Bye, Hello, NoCommonVersion,
     frame::{Decoder, Frame, FrameError, Kind, Wire},
+    proof::{Challenger, Key, Proof, Session, Unproved},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::{keys::KeyError, random::random};
 
 /// Why a line is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +23,10 @@ pub enum LineError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Version(#[from] NoCommonVersion),
+    #[error(transparent)]
+    Unproved(#[from] Unproved),
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// A stream of either kind.
@@ -35,11 +42,13 @@ pub struct Line {
     sequence: u32,
     /// Of a serial port, whether bytes were skipped: said once, however much a guest sends.
     skipped: bool,
+    /// Where the other side has proved a key.
+    session: Option<Session>,
 }
 
 impl Line {
-    /// The side that called says Hello first.
-    pub async fn call(stream: Box<dyn Stream>, wire: Wire) -> Result<Line, LineError> {
+    /// The side that called says Hello first. With a key, nothing more is said to whoever does not prove it.
+    pub async fn call(stream: Box<dyn Stream>, wire: Wire, key: Option<Key>) -> Result<Line, LineError> {
         let mut line = Line::new(stream, wire);
         if wire == Wire::Serial {
             line.stream.write_all(&[0]).await?; // ends whatever a predecessor left unfinished
@@ -54,7 +63,34 @@ impl Line {
             }
         };
         ours().agree(&theirs)?;
+        if let Some(key) = key {
+            line.challenge(key).await?;
+        }
         Ok(line)
+    }
+
+    async fn challenge(&mut self, key: Key) -> Result<(), LineError> {
+        let (challenger, challenge) = Challenger::new(key, random()?);
+        self.send(Kind::Proof, &challenge).await?;
+        let answer = loop {
+            match self.next().await? {
+                frame if frame.kind == Kind::Proof as u16 => break frame.open(Kind::Proof)?,
+                _ if self.wire == Wire::Serial => {} // as with Hello
+                frame => return Err(FrameError::Kind { wanted: Kind::Proof as u16, got: frame.kind }.into()),
+            }
+        };
+        match challenger.hear(answer) {
+            Ok((proven, session)) => {
+                self.send(Kind::Proof, &proven).await?;
+                self.session = Some(session);
+                Ok(())
+            }
+            Err(why) => {
+                // So that both sides' logs have it.
+                let _ = self.send(Kind::Proof, &Proof::Refused(why)).await;
+                Err(why.into())
+            }
+        }
     }
 
     /// The side that was called answers.
@@ -67,19 +103,33 @@ impl Line {
     }
 
     fn new(stream: Box<dyn Stream>, wire: Wire) -> Line {
-        Line { stream, wire, decoder: Decoder::new(wire), sequence: 0, skipped: false }
+        Line { stream, wire, decoder: Decoder::new(wire), sequence: 0, skipped: false, session: None }
     }
 
     pub async fn send<T: Serialize>(&mut self, kind: Kind, message: &T) -> Result<(), LineError> {
         self.sequence = self.sequence.wrapping_add(1);
         let frame = Frame::new(kind, self.sequence, message)?;
+        let frame = match &self.session {
+            Some(session) => session.seal(frame),
+            None => frame,
+        };
         self.stream.write_all(&self.wire.encode(&frame)).await?;
         Ok(self.stream.flush().await?)
     }
 
     /// The next message. May be dropped while it waits: nothing is lost.
     pub async fn receive<T: DeserializeOwned>(&mut self, kind: Kind) -> Result<T, LineError> {
-        Ok(self.next().await?.open(kind)?)
+        let frame = self.next().await?;
+        if frame.kind == Kind::Proof as u16
+            && let Proof::Refused(why) = frame.open(Kind::Proof)?
+        {
+            return Err(why.into());
+        }
+        match &mut self.session {
+            // An agent that has started anew says so, and cannot seal it.
+            Some(session) if frame.kind != Kind::Hello as u16 => Ok(session.unseal(&frame)?.open(kind)?),
+            _ => Ok(frame.open(kind)?),
+        }
     }
 
     /// Says goodbye, so that the other side can tell the end from a cut.
@@ -115,4 +165,72 @@ impl Line {
 
 fn ours() -> Hello {
     Hello::ours(concat!("lsm-hook ", env!("CARGO_PKG_VERSION")))
+}
+
+#[cfg(test)]
+mod tests {
+    use lsm_protocol::{FromGuest, MigrationId, ToGuest, proof::Prover};
+
+    use super::*;
+
+    const SETTLED: FromGuest = FromGuest::Settled { migration: MigrationId([7; 16]) };
+
+    fn key(text: &str) -> Key {
+        Key::read(text.as_bytes()).unwrap()
+    }
+
+    /// An agent that answers the Hello, and with a key the challenge, then says one thing and whatever it hears next.
+    async fn guest(stream: tokio::io::DuplexStream, key: Option<&str>, seals: bool) -> Result<ToGuest, LineError> {
+        let mut line = Line::new(Box::new(stream), Wire::Stream);
+        line.next().await?;
+        line.send(Kind::Hello, &ours()).await?;
+        let Proof::Challenge(challenge) = line.next().await?.open(Kind::Proof)? else { panic!() };
+        let Some(key) = key else {
+            line.send(Kind::Proof, &Proof::Refused(Unproved::ByGuest)).await?;
+            return line.receive(Kind::ToGuest).await;
+        };
+        let (prover, answer) = Prover::answer(Key::read(key.as_bytes()).unwrap(), challenge, [2; 32]);
+        line.send(Kind::Proof, &answer).await?;
+        match line.next().await?.open(Kind::Proof)? {
+            Proof::Proven(tag) => line.session = Some(prover.hear(&tag)?).filter(|_| seals),
+            Proof::Refused(why) => return Err(why.into()),
+            other => panic!("{other:?}"),
+        }
+        line.send(Kind::FromGuest, &SETTLED).await?;
+        line.receive(Kind::ToGuest).await
+    }
+
+    /// What the guest hears, and what the host does.
+    async fn meet(of_guest: Option<&str>, seals: bool) -> (Result<ToGuest, LineError>, Result<FromGuest, LineError>) {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let host = async {
+            let mut line = Line::call(Box::new(ours), Wire::Stream, Some(key("a key of the lab"))).await?;
+            line.send(Kind::ToGuest, &ToGuest::Query).await?;
+            line.receive(Kind::FromGuest).await
+        };
+        tokio::join!(guest(theirs, of_guest, seals), host)
+    }
+
+    #[tokio::test]
+    async fn both_sides_prove_the_key_and_seal_what_they_say() {
+        let (heard, said) = meet(Some("a key of the lab"), true).await;
+        assert_eq!(heard.unwrap(), ToGuest::Query);
+        assert_eq!(said.unwrap(), SETTLED);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_to_a_guest_that_proves_nothing() {
+        let (heard, said) = meet(Some("a key of another"), true).await;
+        assert!(matches!(heard, Err(LineError::Unproved(Unproved::WrongKey))), "{heard:?}");
+        assert!(matches!(said, Err(LineError::Unproved(Unproved::WrongKey))), "{said:?}");
+        let (heard, said) = meet(None, true).await;
+        assert!(matches!(heard, Err(LineError::Unproved(Unproved::ByGuest))), "{heard:?}");
+        assert!(matches!(said, Err(LineError::Unproved(Unproved::ByGuest))), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_seal_is_not_the_guest_s() {
+        let (_, said) = meet(Some("a key of the lab"), false).await;
+        assert!(matches!(said, Err(LineError::Unproved(Unproved::Seal))), "{said:?}");
+    }
 }

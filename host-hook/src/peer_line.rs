@@ -56,7 +56,7 @@ async fn keep(
     loop {
         let Some(configured) = host.config.peers.get(&name) else { return };
         let failure = match peer::connect(&host.identity, &name, &configured.address).await {
-            Ok(channel) => match Line::call(Box::new(channel), lsm_protocol::frame::Wire::Stream).await {
+            Ok(channel) => match Line::call(Box::new(channel), lsm_protocol::frame::Wire::Stream, None).await {
                 Ok(line) => {
                     wait = AGAIN;
                     match speak(line, &mut unsent, &mut outbox, &news).await {
@@ -118,6 +118,33 @@ async fn speak(
     }
 }
 
+/// A peer that has just been let in says Hello within this.
+const HELLO: Duration = Duration::from_secs(5);
+/// Messages of one peer in a second. A move has a hundred in all; what is more waits in the peer's own queue.
+const MOST_MESSAGES: u32 = 200;
+
+/// Counts what a peer says.
+struct Pace {
+    second: Instant,
+    messages: u32,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { second: Instant::now(), messages: 0 }
+    }
+
+    /// One more message. How long to wait before the next is read.
+    fn count(&mut self, now: Instant) -> Option<Duration> {
+        let passed = now.saturating_duration_since(self.second);
+        if passed >= Duration::from_secs(1) {
+            (self.second, self.messages) = (now, 0);
+        }
+        self.messages += 1;
+        (self.messages == MOST_MESSAGES).then(|| Duration::from_secs(1).saturating_sub(passed))
+    }
+}
+
 /// Answers a caller: checks who it is, and passes on what it says with a handle to answer.
 pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender<(String, PeerHandle, Peer)>) {
     let (name, channel) = match peer::accept(&host.identity, tcp, &host.config.peer_names()).await {
@@ -127,7 +154,8 @@ pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender
             return;
         }
     };
-    let mut line = match Line::answer(Box::new(channel)).await {
+    let hello = tokio::time::timeout(HELLO, Line::answer(Box::new(channel))).await;
+    let mut line = match hello.unwrap_or(Err(LineError::Broken(std::io::ErrorKind::TimedOut.into()))) {
         Ok(line) => line,
         Err(error) => {
             tracing::warn!(peer = name, error = story(&error), "no conversation with the peer");
@@ -136,10 +164,15 @@ pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender
     };
     let (handle, mut outbox) = mpsc::unbounded_channel();
     let handle = PeerHandle(handle);
+    let mut pace = Pace::new();
     loop {
         tokio::select! {
             said = line.receive(Kind::Peer) => match said {
                 Ok(message) => {
+                    if let Some(wait) = pace.count(Instant::now()) {
+                        tracing::warn!(peer = name, MOST_MESSAGES, "a peer says too much in a second; it is heard more slowly");
+                        tokio::time::sleep(wait).await;
+                    }
                     if heard.send((name.clone(), handle.clone(), message)).is_err() {
                         return;
                     }
@@ -154,5 +187,20 @@ pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender
                 return;
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_floods_is_heard_at_its_pace_and_others_at_once() {
+        let begun = Instant::now();
+        let mut pace = Pace { second: begun, messages: 0 };
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        assert!((1..MOST_MESSAGES).all(|_| pace.count(at(300)).is_none()));
+        assert_eq!(pace.count(at(300)), Some(Duration::from_millis(700)));
+        assert_eq!(pace.count(at(1_000)), None);
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     domain::Domain,
     filters, foresight,
     hook::{HookAnswer, HookRequest},
-    host::{Host, SPARE_BRIDGE},
+    host::{Host, SPARE_BRIDGE, vni},
     inventory::{Inventory, Vm, read_json},
     libvirt::{What, Whose},
     moved::Moves,
@@ -333,7 +333,7 @@ impl Service {
             message => {
                 let Some(migration) = message.migration() else { return };
                 match (self.departures.get(&migration), &message) {
-                    (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(message, handle))),
+                    (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(name, message, handle))),
                     // Gone already: so it is taken down.
                     (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => handle.tell(Peer::TakenDown { migration }),
                     // It has arrived there, and nothing of it is left here: not its old path either.
@@ -359,6 +359,10 @@ impl Service {
         let migration = offer.migration;
         let decline = |why| handle.tell(Peer::Declined { migration, why });
         let Some(vm) = self.host.inventory.borrow().get(offer.vm).cloned() else { return decline(Decline::NotRunning) };
+        if let Err(why) = for_its_own_vnics(&offer, &vm) {
+            tracing::warn!(vm = vm.name, %migration, peer = name, why, "an offer is declined");
+            return decline(Decline::Tunnel(why));
+        }
         let busy =
             self.departures.iter().map(|(m, (vm, _))| (m, vm)).chain(self.arrivals.iter().map(|(m, (vm, _))| (m, vm)));
         if let Some((other, _)) = busy.into_iter().find(|(_, of)| **of == offer.vm) {
@@ -450,7 +454,7 @@ impl Service {
     /// What would become of a VM's connections, asked by way of whoever has a line to the guest: a virtio-serial port
     /// takes one at a time.
     fn foresee(&self, vm: &Vm) -> impl Future<Output = Option<Forecast>> + use<> {
-        let (address, macs) = (vm.address(), vm.macs());
+        let (address, macs) = (vm.address(&self.host.config.keys), vm.macs());
         let (answer, answered) = oneshot::channel();
         let departing = self.departures.values().find(|(of, _)| *of == vm.uuid);
         let arriving = self.arrivals.values().find(|(of, _)| *of == vm.uuid);
@@ -555,4 +559,21 @@ impl Service {
         self.admitted(admitted);
         Some(offer)
     }
+}
+
+/// A tunnel lets a MAC into this host's LAN: it must be the VM's own, and the tunnel what this host would call it.
+fn for_its_own_vnics(offer: &Offer, vm: &Vm) -> Result<(), String> {
+    if offer.home.mac != vm.active {
+        return Err(format!("the home tunnel is for {}, and the VM's traffic is on {}", offer.home.mac, vm.active));
+    }
+    if offer.advance.mac == vm.active || vm.vnic(offer.advance.mac).is_none() {
+        return Err(format!("the advance tunnel is for {}, which is no spare vNIC of the VM", offer.advance.mac));
+    }
+    for tunnel in [offer.home, offer.advance] {
+        let vni = vni(offer.vm, tunnel.mac);
+        if tunnel.vni != vni {
+            return Err(format!("the tunnel of {} is {vni}, not {}", tunnel.mac, tunnel.vni));
+        }
+    }
+    Ok(())
 }

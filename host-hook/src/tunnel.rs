@@ -284,6 +284,7 @@ impl Tunnels {
     async fn build_port(&self, spec: &TunnelSpec) -> Result<Link, TunnelError> {
         let (device, port) = (device(spec.vni), port(spec.vni));
         let vxlan = vxlan(spec)?;
+        filters::guard_underlay(spec.vni, spec.port, spec.remote).await?;
         let lower = match self.links.find(&device).await? {
             Some(link) if leads_to(&link, spec) => link,
             // Of another migration, to another host.

@@ -8,6 +8,8 @@
 //!            u32       u16    u16     u32        length bytes      little-endian
 //! ```
 //!
+//! Flag 1: the last 16 bytes of the body are a seal over all that is before them, header included (see [`crate::proof`]).
+//!
 //! On a byte stream that keeps its edges (vsock, TLS) frames follow each other as they are. A virtio-serial port can
 //! begin in the middle of an old frame, so there each frame is followed by its CRC-32 (u32, little-endian), the whole
 //! is COBS-encoded, and a zero byte ends it: the next zero is always the way back into step.
@@ -22,6 +24,10 @@ pub const MAGIC: [u8; 4] = *b"LSM1";
 pub const HEADER: usize = 16;
 /// The longest body, in bytes. Nothing LSM says comes near it; what is longer is not LSM.
 pub const MAX_BODY: usize = 64 * 1024 - HEADER;
+/// Bytes of a seal: half an HMAC-SHA256, as RFC 2104 (section 5) allows.
+const SEAL: usize = 16;
+/// The flag of a sealed frame.
+const SEALED: u16 = 1;
 /// The longest frame on virtio-serial: COBS adds one byte in 254, then the CRC and the zero.
 const MAX_SERIAL: usize = (HEADER + MAX_BODY + 4) * 255 / 254 + 3;
 
@@ -39,6 +45,8 @@ pub enum Kind {
     Peer = 3,
     /// [`crate::Bye`]: always the last frame in its direction.
     Bye = 4,
+    /// [`crate::Proof`]: where there is a key, between Hello and everything else.
+    Proof = 5,
 }
 
 /// One frame, taken off the wire but not yet understood.
@@ -48,8 +56,16 @@ pub struct Frame {
     pub kind: u16,
     /// Counts up per direction and connection; a log line can name the frame it is about.
     pub sequence: u32,
-    /// The postcard bytes.
+    /// The postcard bytes, and the seal behind them where there is one.
     pub body: Vec<u8>,
+    pub sealed: bool,
+}
+
+/// A frame without its seal, the bytes that the seal covers, and the seal.
+pub(crate) struct Unsealed {
+    pub frame: Frame,
+    pub covered: Vec<u8>,
+    pub tag: [u8; SEAL],
 }
 
 /// Why bytes were not a frame. The connection they came on is not worth keeping (except on virtio-serial, where what
@@ -68,6 +84,8 @@ pub enum FrameError {
     Body(u16),
     #[error("{0} bytes follow the message in its frame")]
     Trailing(usize),
+    #[error("the frame is sealed, and no key was proved in this conversation")]
+    Sealed,
     #[error("the check sum of a frame on the serial port is wrong")]
     Checksum,
     #[error("bytes on the serial port are not a frame")]
@@ -78,16 +96,39 @@ impl Frame {
     /// Puts a message into a frame.
     pub fn new<T: Serialize>(kind: Kind, sequence: u32, message: &T) -> Result<Frame, FrameError> {
         let body = postcard::to_allocvec(message).map_err(|_| FrameError::Body(kind as u16))?;
-        if body.len() > MAX_BODY {
+        if body.len() > MAX_BODY - SEAL {
             return Err(FrameError::TooLong(u32::try_from(body.len()).unwrap_or(u32::MAX)));
         }
-        Ok(Frame { kind: kind as u16, sequence, body })
+        Ok(Frame { kind: kind as u16, sequence, body, sealed: false })
+    }
+
+    /// Puts a seal on, given what makes a tag of the bytes that it covers.
+    pub(crate) fn seal(mut self, tag: impl FnOnce(&[u8]) -> [u8; 32]) -> Frame {
+        self.sealed = true;
+        self.body.extend_from_slice(&[0; SEAL]);
+        let whole = self.encode();
+        let at = self.body.len() - SEAL;
+        let tag = tag(&whole[..HEADER + at]);
+        self.body[at..].copy_from_slice(&tag[..SEAL]);
+        self
+    }
+
+    /// Takes the seal off; `None` where there is none.
+    pub(crate) fn unseal(&self) -> Option<Unsealed> {
+        let (body, tag) = self.body.split_last_chunk::<SEAL>().filter(|_| self.sealed)?;
+        let mut covered = self.encode();
+        covered.truncate(HEADER + body.len());
+        let frame = Frame { kind: self.kind, sequence: self.sequence, body: body.into(), sealed: false };
+        Some(Unsealed { frame, covered, tag: *tag })
     }
 
     /// Takes the message out. Every byte of the body must belong to it.
     pub fn open<T: DeserializeOwned>(&self, kind: Kind) -> Result<T, FrameError> {
         if self.kind != kind as u16 {
             return Err(FrameError::Kind { wanted: kind as u16, got: self.kind });
+        }
+        if self.sealed {
+            return Err(FrameError::Sealed);
         }
         let (message, rest) = postcard::take_from_bytes(&self.body).map_err(|_| FrameError::Body(self.kind))?;
         if rest.is_empty() { Ok(message) } else { Err(FrameError::Trailing(rest.len())) }
@@ -99,7 +140,7 @@ impl Frame {
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&(self.body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&self.kind.to_le_bytes());
-        bytes.extend_from_slice(&0u16.to_le_bytes());
+        bytes.extend_from_slice(&(if self.sealed { SEALED } else { 0 }).to_le_bytes());
         bytes.extend_from_slice(&self.sequence.to_le_bytes());
         bytes.extend_from_slice(&self.body);
         bytes
@@ -127,7 +168,7 @@ impl Frame {
             return Err(FrameError::TooLong(length));
         }
         let flags = u16::from_le_bytes([f0, f1]);
-        if flags != 0 {
+        if flags & !SEALED != 0 {
             return Err(FrameError::Flags(flags));
         }
         let Some(body) = rest.get(..length as usize) else { return Ok(None) };
@@ -135,6 +176,7 @@ impl Frame {
             kind: u16::from_le_bytes([k0, k1]),
             sequence: u32::from_le_bytes([s0, s1, s2, s3]),
             body: body.to_vec(),
+            sealed: flags & SEALED != 0,
         };
         Ok(Some((frame, HEADER + body.len())))
     }
@@ -226,7 +268,7 @@ mod tests {
     use super::*;
 
     fn frame(body: Vec<u8>) -> Frame {
-        Frame { kind: 2, sequence: 7, body }
+        Frame { kind: 2, sequence: 7, body, sealed: false }
     }
 
     #[test]

@@ -13,10 +13,11 @@ pub mod guest;
 mod hello;
 mod mac;
 mod message;
-
+pub mod proof;
 pub mod source;
 
 pub use addressing::{Addresses, Addressing, Given, V4, V6};
 pub use hello::{Bye, Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};
 pub use message::*;
+pub use proof::Proof;

@@ -140,7 +140,7 @@ pub fn stranger(program: &str) -> Hello {
 /// A frame whose header claims more than any frame may have.
 #[must_use]
 pub fn oversized(wire: Wire) -> Vec<u8> {
-    let mut bytes = Frame { kind: Kind::ToGuest as u16, sequence: 1, body: Vec::new() }.encode();
+    let mut bytes = Frame { kind: Kind::ToGuest as u16, sequence: 1, body: Vec::new(), sealed: false }.encode();
     bytes[4..8].copy_from_slice(&(MAX_BODY as u32 + 1).to_le_bytes());
     match wire {
         Wire::Stream => bytes,
@@ -155,7 +155,7 @@ pub fn oversized(wire: Wire) -> Vec<u8> {
 /// A frame that is well-formed, with a body that is no message.
 #[must_use]
 pub fn senseless(wire: Wire, kind: Kind) -> Vec<u8> {
-    wire.encode(&Frame { kind: kind as u16, sequence: 1, body: vec![0xff; 40] })
+    wire.encode(&Frame { kind: kind as u16, sequence: 1, body: vec![0xff; 40], sealed: false })
 }
 
 /// CRC-32 as the frames have it (IEEE 802.3).

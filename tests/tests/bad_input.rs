@@ -101,13 +101,14 @@ fn to_the_agent_over_vsock() {
 
     let query = framed(Wire::Stream, Kind::ToGuest, &ToGuest::Query);
     let mut flagged = query.clone();
-    flagged[10] = 1;
-    let trailing = Frame { body: [&query[16..], &[0]].concat(), kind: Kind::ToGuest as u16, sequence: 1 }.encode();
+    flagged[10] = 2;
+    let trailing =
+        Frame { body: [&query[16..], &[0]].concat(), kind: Kind::ToGuest as u16, sequence: 1, sealed: false }.encode();
     let answered = idle(connect());
     for (bytes, reason) in [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "the frame does not begin with LSM1"),
         (oversized(Wire::Stream), "the frame claims 65521 bytes of body; 65520 are allowed"),
-        (flagged, "the frame has flags 0x0001"),
+        (flagged, "the frame has flags 0x0002"),
         (senseless(Wire::Stream, Kind::ToGuest), "the body of a frame of kind 1 is not what this kind holds"),
         (senseless(Wire::Stream, Kind::FromGuest), "the frame is of kind 2, where kind 1 was expected"),
         (trailing, "1 bytes follow the message in its frame"),

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lsm_protocol::frame::Wire;
+use lsm_protocol::{frame::Wire, proof::Key};
 use nix::{
     errno::Errno,
     fcntl::OFlag,
@@ -39,7 +39,7 @@ const CLASS: &str = "virtio-ports";
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Serves the port for as long as the agent runs.
-pub async fn serve(news: mpsc::UnboundedSender<News>) {
+pub async fn serve(key: Option<Key>, news: mpsc::UnboundedSender<News>) {
     // Before the first look: nothing that comes after it is missed.
     let hotplug =
         Hotplug::open().inspect_err(|error| tracing::info!(%error, "not told of devices; looking every 10 s"));
@@ -47,7 +47,7 @@ pub async fn serve(news: mpsc::UnboundedSender<News>) {
         match find(&Path::new("/sys/class").join(CLASS)).and_then(|device| Port::open(&device)) {
             Ok(port) => {
                 tracing::info!(port = NAME, "listening on virtio-serial");
-                if let Err(error) = converse_for_ever(port, &news).await {
+                if let Err(error) = converse_for_ever(port, key.as_ref(), &news).await {
                     tracing::warn!(%error, port = NAME, "the virtio-serial port is gone");
                 }
             }
@@ -64,10 +64,10 @@ pub async fn serve(news: mpsc::UnboundedSender<News>) {
     }
 }
 
-async fn converse_for_ever(mut port: Port, news: &mpsc::UnboundedSender<News>) -> io::Result<()> {
+async fn converse_for_ever(mut port: Port, key: Option<&Key>, news: &mpsc::UnboundedSender<News>) -> io::Result<()> {
     loop {
         port.host_connected().await?;
-        converse(&mut port, std::future::pending(), Wire::Serial, "virtio-serial", news).await;
+        converse(&mut port, std::future::pending(), Wire::Serial, "virtio-serial", key.cloned(), news).await;
         if port.unplugged()? {
             return Err(io::ErrorKind::NotConnected.into());
         }

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd as _, time::Duration};
 
-use lsm_protocol::frame::Wire;
+use lsm_protocol::{frame::Wire, proof::Key};
 use socket2::SockRef;
 use tokio::{io::Interest, sync::mpsc};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
@@ -18,7 +18,7 @@ const UNPRIVILEGED: u32 = 1_024;
 const MOST: usize = 8;
 
 /// Listens for as long as the agent runs. A VM without a vsock device has none: that is said once.
-pub async fn listen(news: mpsc::UnboundedSender<News>) {
+pub async fn listen(key: Option<Key>, news: mpsc::UnboundedSender<News>) {
     let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, PORT)) {
         Ok(listener) => listener,
         Err(error) => {
@@ -43,10 +43,10 @@ pub async fn listen(news: mpsc::UnboundedSender<News>) {
                     tracing::warn!(MOST, "refused: too many conversations at once");
                     continue;
                 };
-                let news = news.clone();
+                let (key, news) = (key.clone(), news.clone());
                 tokio::spawn(async move {
                     let reset = transport_reset(&stream);
-                    converse(stream, reset, Wire::Stream, "vsock", &news).await;
+                    converse(stream, reset, Wire::Stream, "vsock", key, &news).await;
                     drop(permit);
                 });
             }

@@ -2,13 +2,13 @@
 
 mod lan;
 
-use std::{collections::BTreeMap, net::IpAddr, ops::Range, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, ops::Range, path::Path, time::Duration};
 
 use lsm_protocol::forecast::Survival;
 use toml::{Spanned, Value};
 
 use super::{
-    Config, DEFAULT_LISTEN, DEFAULT_TUNNEL_PORT, Drain, Peer, Policy, Tls, Underlay, Wrong,
+    Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_TUNNEL_PORT, Drain, Peer, Policy, Tls, Underlay, Wrong,
     file::{self, File, Text},
 };
 
@@ -43,7 +43,8 @@ pub(super) fn config(file: File) -> Checked<Config> {
         Some(s) => lsm_scripts::deadline(*s.get_ref()).or_else(|what| wrong(s.span(), what))?,
         None => lsm_scripts::DEADLINE,
     };
-    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, policy, script_deadline })
+    let keys = Path::new(DEFAULT_PATH).with_file_name("keys");
+    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, keys, policy, script_deadline })
 }
 
 fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {

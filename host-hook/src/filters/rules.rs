@@ -1,6 +1,6 @@
 //! The text of the rules. Only matches that every kernel's bridge family has: interface names, Ethernet, ARP, IP.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::IpAddr};
 
 use lsm_protocol::Mac;
 
@@ -31,7 +31,9 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     let (into, out_of) = (into(vni), out_of(vni));
     let mut text = frame(vni);
     let mut rule = |chain: &str, rule: String| _ = writeln!(text, "add rule bridge {TABLE} {chain} {rule}");
-    rule(&out_of, format!("ether saddr {mac} counter name {received} accept"));
+    for spoken in spoken(crossing.address) {
+        rule(&out_of, format!("ether saddr {mac} {spoken} counter name {received} accept"));
+    }
     rule(&out_of, format!("counter name {received_dropped} drop"));
     rule(&into, format!("ether saddr {mac} counter name {sent_dropped} drop"));
     rule(&into, format!("ether daddr {mac} counter name {sent} accept"));
@@ -56,6 +58,20 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     }
     rule(&into, format!("counter name {sent_dropped} drop"));
     text
+}
+
+/// What the vNIC may put into the LAN. Of IPv6 it has a link-local address in every LAN, and before that none.
+fn spoken(address: Option<IpAddr>) -> Vec<String> {
+    let link_local = "::, fe80::/10";
+    match address {
+        None => vec![String::new()],
+        Some(IpAddr::V4(address)) => vec![
+            format!("ether type arp arp saddr ip {{ {address}, 0.0.0.0 }}"), // RFC 5227: a probe has none yet
+            format!("ether type ip ip saddr {address}"),
+            format!("ether type ip6 ip6 saddr {{ {link_local} }}"),
+        ],
+        Some(IpAddr::V6(address)) => vec![format!("ether type ip6 ip6 saddr {{ {link_local}, {address} }}")],
+    }
 }
 
 pub(super) fn vm_end(vni: u32, mac: Mac) -> String {

@@ -1,7 +1,7 @@
 //! What comes in from outside: hook calls, peers' calls, libvirt's events; each as an [`Input`] for the one that decides
 //! whom it is about.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
@@ -18,6 +18,9 @@ use crate::{
 
 /// A hook that does not say what it wants within this is not libvirt's.
 const HOOK: Duration = Duration::from_secs(5);
+
+/// Lines that peers have to this host. Each migration has one; who has no certificate holds one for some seconds.
+const MOST_PEERS: usize = 256;
 
 pub(super) async fn take_hooks(listener: UnixListener, inputs: mpsc::UnboundedSender<Input>) {
     loop {
@@ -39,12 +42,17 @@ pub(super) async fn take_hooks(listener: UnixListener, inputs: mpsc::UnboundedSe
 }
 
 async fn take_hook(mut stream: UnixStream, inputs: &mpsc::UnboundedSender<Input>) -> Result<(), String> {
-    let uid = stream.peer_cred().map_err(|e| e.to_string())?.uid();
+    let caller = stream.peer_cred().map_err(|e| e.to_string())?;
+    let uid = caller.uid();
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(format!("user {uid} is not root"));
     }
     let request = tokio::time::timeout(HOOK, hook::read_request(&mut stream)).await;
     let request = request.map_err(|_| "it said nothing".to_owned())?.map_err(|e| story(&e))?;
+    if request.operation == "release" && request.sub.is_empty() {
+        let process = caller.pid().unwrap_or_default();
+        tracing::info!(vm = request.vm, user = uid, process, "the operator ends an old path");
+    }
     let (answer, answered) = oneshot::channel();
     inputs.send(Input::Hook(request, answer)).map_err(|_| "the service is going".to_owned())?;
     let answer = answered.await.map_err(|_| "the service gave no answer".to_owned())?;
@@ -58,9 +66,20 @@ pub(super) async fn take_peers(host: Rc<Host>, listener: TcpListener, inputs: mp
             let _ = inputs.send(Input::Peer { name, handle, message });
         }
     });
+    let room = Arc::new(tokio::sync::Semaphore::new(MOST_PEERS));
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => drop(tokio::task::spawn_local(peer_line::answer(host.clone(), tcp, heard_in.clone()))),
+            Ok((tcp, from)) => {
+                let Ok(seat) = room.clone().try_acquire_owned() else {
+                    tracing::warn!(%from, MOST_PEERS, "a caller was turned away: too many lines at once");
+                    continue;
+                };
+                let answer = peer_line::answer(host.clone(), tcp, heard_in.clone());
+                tokio::task::spawn_local(async move {
+                    answer.await;
+                    drop(seat);
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a peer");
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,5 +1,7 @@
 //! What crosses a tunnel and what does not.
 
+use std::net::UdpSocket;
+
 use lsm_hook::{
     filters::{self, Counts, Crossing},
     tunnel::{self, Tunnels},
@@ -7,7 +9,7 @@ use lsm_hook::{
 use lsm_protocol::Mac;
 
 use crate::{
-    frame::{BROADCAST, arp_request, dhcp_broadcast, icmpv6, is, numbered},
+    frame::{BROADCAST, arp_request, dhcp_broadcast, icmpv6, is, large_v4, numbered},
     host::{CLIENT, Host, VNI, VNIC, able, spec, two_hosts, until},
     tap::Tap,
 };
@@ -129,7 +131,7 @@ fn the_vm_never_hears_itself() {
     let pair = tunnelled();
     let echo = arp_request(VNIC);
     let last = numbered(VNIC, CLIENT, 99);
-    let all = Crossing { arp: true, dhcp: true, ra: true };
+    let all = Crossing { arp: true, dhcp: true, ra: true, address: None };
     pair.a.run(async { filters::guard_lan_end(VNI, VNIC, all).await.unwrap() });
     let echoed = || {
         pair.client.write(&echo);
@@ -157,7 +159,7 @@ fn nothing_goes_from_tunnel_to_tunnel() {
     let mut second = spec(1);
     (second.vni, second.mac) = (VNI + 1, STRANGER);
     pair.a.run(async {
-        let crossing = Crossing { arp: true, dhcp: true, ra: true };
+        let crossing = Crossing { arp: true, dhcp: true, ra: true, address: None };
         Tunnels::open().unwrap().build_lan_end(&second, "lan0", true, crossing).await.unwrap();
     });
     pair.vm.write(&numbered(STRANGER, VNIC, 1));
@@ -177,4 +179,62 @@ fn nothing_goes_from_tunnel_to_tunnel() {
         tunnels.remove(VNI + 1).await.unwrap();
     });
     assert_eq!(pair.a.command("nft", "list ruleset"), "");
+}
+
+/// Anybody who reaches the host can send packets that bear a tunnel's VNI and the vNIC's MAC.
+#[test]
+fn only_the_other_end_sends_into_a_tunnel() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    pair.b.ip("addr add 192.0.2.9/24 dev u0");
+    let send = |from: &str, number| {
+        let header = [8, 0, 0, 0, 0, 0, VNI as u8, 0];
+        let packet = [header.as_slice(), &numbered(CLIENT, VNIC, number)].concat();
+        pair.b.within(|| UdpSocket::bind((from, 0)).unwrap().send_to(&packet, "192.0.2.1:4789").unwrap());
+    };
+    send("192.0.2.9", 1);
+    send("192.0.2.2", 2);
+    pair.client.expect("the other end's frame", is(&numbered(CLIENT, VNIC, 2)));
+    assert!(pair.client.waiting(|_| true).is_empty(), "somebody else's frame is in the LAN");
+    assert_eq!(pair.a.run(async { filters::foreign(VNI).await.unwrap() }), Some(1));
+    // The device itself takes it.
+    pair.a.command("nft", "flush chain inet lsm from_underlay_1f");
+    send("192.0.2.9", 3);
+    pair.client.expect("what nothing stops", is(&numbered(CLIENT, VNIC, 3)));
+    pair.a.run(async { Tunnels::open().unwrap().remove(VNI).await.unwrap() });
+    assert_eq!(pair.a.command("nft", "list ruleset"), "");
+}
+
+#[test]
+fn in_a_lan_that_it_has_not_reached_the_vm_speaks_with_its_one_address() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    let crossing = Crossing { arp: true, address: Some([10, 1, 0, 1].into()), ..Crossing::default() };
+    pair.a.run(async { filters::guard_lan_end(VNI, VNIC, crossing).await.unwrap() });
+    let patched = |frame: Vec<u8>, at: usize, bytes: &[u8]| {
+        let mut frame = frame;
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+        frame
+    };
+    let packet = || large_v4(CLIENT, VNIC, 100);
+    let tagged = [&packet()[..12], &[0x81, 0, 0, 5], &packet()[12..]].concat();
+    let (arp_sender, v4_source, v6_source) = (28, 26, 22);
+    let frames = [
+        ("own", packet()),
+        ("own arp", arp_request(VNIC)),
+        ("probe", patched(arp_request(VNIC), arp_sender, &[0; 4])),
+        ("link-local", patched(icmpv6(CLIENT, VNIC, 135), v6_source, &[0xfe, 0x80])),
+        ("another's address", patched(packet(), v4_source, &[10, 1, 0, 254])),
+        ("the gateway's arp", patched(arp_request(VNIC), arp_sender, &[10, 1, 0, 254])),
+        ("an IPv6 address", icmpv6(CLIENT, VNIC, 135)),
+        ("in another VLAN", tagged),
+        ("another protocol", numbered(CLIENT, VNIC, 1)),
+        ("another's MAC", large_v4(CLIENT, STRANGER, 100)),
+    ];
+    let last = large_v4(CLIENT, VNIC, 200);
+    assert_eq!(that_pass(&pair.vm, &pair.client, &frames, &last), ["link-local", "own", "own arp", "probe"]);
 }

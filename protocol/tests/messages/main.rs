@@ -7,8 +7,9 @@ mod world;
 use std::{collections::BTreeSet, fmt::Debug};
 
 use lsm_protocol::{
-    Bye, FromGuest, Hello, Peer, ToGuest,
+    Bye, FromGuest, Hello, Peer, Proof, ToGuest,
     frame::{Decoder, Frame, Kind, Wire},
+    proof::{Challenger, Key, Prover},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -37,6 +38,7 @@ fn all() -> Vec<Sample> {
     all.extend(samples_of(Kind::FromGuest, samples::from_guest()));
     all.extend(samples_of(Kind::Peer, samples::peer()));
     all.extend(samples_of(Kind::Bye, vec![("", Bye)]));
+    all.extend(samples_of(Kind::Proof, samples::proof()));
     all
 }
 
@@ -53,6 +55,23 @@ fn the_bytes_are_frozen() {
     let first = samples_of(Kind::ToGuest, samples::to_guest()).remove(0);
     text.push_str(&format!("{} on a serial port\n  {}\n", first.name, hex(&first.frame.encode_serial())));
     world::golden("messages.txt", &text);
+}
+
+/// A whole proof, as two versions of the programs must agree on it.
+#[test]
+fn a_proof_is_frozen() {
+    let key = Key::read(b"a key of the lab\n").unwrap();
+    let (host, challenge) = Challenger::new(key.clone(), [1; 32]);
+    let (guest, answer) = Prover::answer(key, [1; 32], [2; 32]);
+    let (proven, at_host) = host.hear(answer.clone()).unwrap();
+    let Proof::Proven(tag) = &proven else { panic!("{proven:?}") };
+    let at_guest = guest.hear(tag).unwrap();
+    let to_guest = at_host.seal(Frame::new(Kind::ToGuest, 3, &ToGuest::Query).unwrap());
+    let to_host = at_guest.seal(Frame::new(Kind::Bye, 4, &Bye).unwrap());
+    let said = [(1, &challenge), (2, &answer), (2, &proven)];
+    let said = said.map(|(sequence, proof)| Frame::new(Kind::Proof, sequence, proof).unwrap());
+    let lines: Vec<String> = said.iter().chain([&to_guest, &to_host]).map(|frame| hex(&frame.encode())).collect();
+    world::golden("proof.txt", &(lines.join("\n") + "\n"));
 }
 
 #[test]
@@ -76,6 +95,7 @@ fn the_frozen_bytes_are_still_understood() {
             1 => frame.open::<ToGuest>(Kind::ToGuest).map(|m| Frame::new(Kind::ToGuest, 7, &m)),
             2 => frame.open::<FromGuest>(Kind::FromGuest).map(|m| Frame::new(Kind::FromGuest, 7, &m)),
             4 => frame.open::<Bye>(Kind::Bye).map(|m| Frame::new(Kind::Bye, 7, &m)),
+            5 => frame.open::<Proof>(Kind::Proof).map(|m| Frame::new(Kind::Proof, 7, &m)),
             _ => frame.open::<Peer>(Kind::Peer).map(|m| Frame::new(Kind::Peer, 7, &m)),
         };
         assert_eq!(again, Ok(Ok(frame)), "{name}");
@@ -96,7 +116,7 @@ fn every_variant_has_a_sample() {
             for length in 0..400 {
                 let mut body = vec![fill; length];
                 body.insert(0, count);
-                let opened = Frame { kind: kind as u16, sequence: 0, body }.open::<T>(kind);
+                let opened = Frame { kind: kind as u16, sequence: 0, body, sealed: false }.open::<T>(kind);
                 assert!(opened.is_err(), "{kind:?}: variant {count} has no sample");
             }
         }
@@ -105,6 +125,7 @@ fn every_variant_has_a_sample() {
     complete::<ToGuest>(Kind::ToGuest, &ours);
     complete::<FromGuest>(Kind::FromGuest, &ours);
     complete::<Peer>(Kind::Peer, &ours);
+    complete::<Proof>(Kind::Proof, &ours);
 }
 
 /// Whatever it is: an answer, and no panic.
@@ -118,6 +139,7 @@ fn take(bytes: &[u8], wire: Wire) {
         let _ = frame.open::<FromGuest>(Kind::FromGuest);
         let _ = frame.open::<Peer>(Kind::Peer);
         let _ = frame.open::<Bye>(Kind::Bye);
+        let _ = frame.open::<Proof>(Kind::Proof);
     }
 }
 

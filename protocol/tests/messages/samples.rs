@@ -6,6 +6,7 @@ use lsm_protocol::{
     Addresses, Addressing, Counts, Decline, Drain, FromGuest, Given, GuestFailure, GuestStatus, Hello, Join, Mac,
     Offer, Peer, Prepare, Refusal, Running, Side, ToGuest, Uuid, V4, V6, VnicPlace,
     forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
+    proof::{Proof, Unproved},
 };
 
 use crate::world::{FOREIGN, OURS, offer};
@@ -19,6 +20,19 @@ pub fn hello() -> Vec<(&'static str, Hello)> {
     vec![
         ("ours", Hello { versions: vec![1], software: "lsm-guest 0.1.0".to_owned() }),
         ("of many versions", Hello { versions: vec![300, 2, 1], software: String::new() }),
+    ]
+}
+
+pub fn proof() -> Vec<(&'static str, Proof)> {
+    vec![
+        ("Challenge", Proof::Challenge([1; 32])),
+        ("Answer", Proof::Answer { nonce: [2; 32], tag: [3; 32] }),
+        ("Proven", Proof::Proven([4; 32])),
+        ("Refused: ByHost", Proof::Refused(Unproved::ByHost)),
+        ("Refused: ByGuest", Proof::Refused(Unproved::ByGuest)),
+        ("Refused: WrongKey", Proof::Refused(Unproved::WrongKey)),
+        ("Refused: OutOfTurn", Proof::Refused(Unproved::OutOfTurn)),
+        ("Refused: Seal", Proof::Refused(Unproved::Seal)),
     ]
 }
 
