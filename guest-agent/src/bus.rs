@@ -192,6 +192,8 @@ impl Interface {
     #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
     async fn prepare(
         &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
         old: &str,
         new: &str,
         lan: &str,
@@ -200,6 +202,7 @@ impl Interface {
         mtu: u16,
         arrived: bool,
     ) -> fdo::Result<String> {
+        self.note("prepare", &header, connection).await;
         let migration = MigrationId(random().map_err(|e| fdo::Error::Failed(e.to_string()))?);
         let mac = |text: &str| text.parse::<Mac>().map_err(|e| fdo::Error::InvalidArgs(format!("{text:?}: {e}")));
         let plan = Prepare {
@@ -218,7 +221,13 @@ impl Interface {
     }
 
     /// The flip (`to` is `new`) or the flip back (`old`) of the migration under way. With `dry_run` only says each step.
-    async fn switch(&self, to: &str, dry_run: bool) -> fdo::Result<Vec<String>> {
+    async fn switch(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        to: &str,
+        dry_run: bool,
+    ) -> fdo::Result<Vec<String>> {
         let to = match to {
             "new" => Side::New,
             "old" => Side::Old,
@@ -227,6 +236,7 @@ impl Interface {
         let told = ToGuest::Switch { migration: self.migration().await?, to };
         let lines = self.ask(|answer| Call::Rehearse { told: told.clone(), answer }).await?;
         if !dry_run {
+            self.note("switch", &header, connection).await;
             self.tell(told).await?;
         }
         Ok(lines)
@@ -240,33 +250,62 @@ impl Interface {
     }
 
     /// Leaves the old path for good: with `cut` whoever still uses it, else only if nobody does.
-    async fn settle(&self, cut: bool) -> fdo::Result<()> {
+    async fn settle(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        cut: bool,
+    ) -> fdo::Result<()> {
+        self.note("settle", &header, connection).await;
         let told = ToGuest::Settle { migration: self.migration().await?, cut };
         self.tell(told).await.map(drop)
     }
 
     /// Puts everything back as it was before the preparation.
-    async fn abort(&self) -> fdo::Result<()> {
+    async fn abort(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> fdo::Result<()> {
+        self.note("abort", &header, connection).await;
         let told = ToGuest::Abort { migration: self.migration().await? };
         self.tell(told).await.map(drop)
     }
 
     /// The VM has arrived: what the destination would say.
-    async fn arrived(&self) -> fdo::Result<()> {
+    async fn arrived(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> fdo::Result<()> {
+        self.note("arrived", &header, connection).await;
         let told = ToGuest::Arrived { migration: self.migration().await? };
         self.tell(told).await.map(drop)
     }
 
     /// From now on moves wait for the caller: each, once prepared, until `Release` is called or so many milliseconds have
     /// passed since it began; 4000 at most, or what guest.toml allows, however many hold. Ends with the caller's connection. Gives a cookie.
-    async fn hold(&self, #[zbus(header)] header: Header<'_>, reason: &str, milliseconds: u32) -> fdo::Result<u32> {
+    async fn hold(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        reason: &str,
+        milliseconds: u32,
+    ) -> fdo::Result<u32> {
+        self.note("hold", &header, connection).await;
         let (owner, reason) = (self.owner(&header), reason.to_owned());
         let cookie = self.ask(|answer| Call::Hold { owner, reason, milliseconds, answer }).await?;
         cookie.map_err(fdo::Error::InvalidArgs)
     }
 
     /// Moves need not wait for what `Hold` gave this cookie for.
-    async fn release(&self, #[zbus(header)] header: Header<'_>, cookie: u32) -> fdo::Result<()> {
+    async fn release(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        cookie: u32,
+    ) -> fdo::Result<()> {
+        self.note("release", &header, connection).await;
         let owner = self.owner(&header);
         self.ask(|answer| Call::Release { owner, cookie, answer }).await?.map_err(fdo::Error::InvalidArgs)
     }
@@ -302,6 +341,18 @@ impl Interface {
 }
 
 impl Interface {
+    /// Whoever changes something stands in the log: on a bus by what the bus knows of it.
+    async fn note(&self, call: &str, header: &Header<'_>, connection: &Connection) {
+        let caller = match header.sender() {
+            Some(sender) => match credentials(connection, sender.as_str()).await {
+                Ok(known) => format!("{known}, {sender} on the bus"),
+                Err(error) => format!("{sender} on the bus, which says nothing more: {error}"),
+            },
+            None => self.peer.clone(),
+        };
+        tracing::info!(call, caller, "called over D-Bus");
+    }
+
     fn owner(&self, header: &Header<'_>) -> String {
         header.sender().map_or_else(|| self.peer.clone(), ToString::to_string)
     }
@@ -330,6 +381,13 @@ impl Interface {
         let id = status.migration.as_deref().and_then(parse_id);
         id.ok_or_else(|| fdo::Error::Failed(Refusal::NotPrepared.to_string()))
     }
+}
+
+async fn credentials(connection: &Connection, name: &str) -> zbus::Result<String> {
+    let bus = fdo::DBusProxy::new(connection).await?;
+    let known = bus.get_connection_credentials(name.try_into()?).await?;
+    let shown = |number: Option<u32>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
+    Ok(format!("user {}, process {}", shown(known.unix_user_id()), shown(known.process_id())))
 }
 
 /// Serves the Unix socket for as long as the agent runs.
@@ -390,7 +448,7 @@ async fn serve_peer(stream: UnixStream, calls: mpsc::UnboundedSender<Call>) -> z
     let guid = MigrationId(random()?).to_string();
     let guid = zbus::Guid::try_from(guid.as_str())?;
     let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-    let peer = format!("process {}, connection {number}", credentials.pid().unwrap_or_default());
+    let peer = format!("user {uid}, process {}, connection {number}", credentials.pid().unwrap_or_default());
     let interface = Interface { calls, peer: peer.clone() };
     let builder = connection::Builder::unix_stream(stream.into_std()?).server(guid).p2p();
     Ok((builder.serve_at(OBJECT, interface).build().await?, peer))
