@@ -83,8 +83,13 @@ impl Config {
             Err(source) => return Err(Error::Unreadable { path: path.to_owned(), source }),
             Ok(text) => text,
         };
-        Config::parse(&text).map_err(|Wrong { at, what }| {
-            let before = text.get(..at).unwrap_or(&text);
+        Config::understand(&text, path)
+    }
+
+    /// What the file says; `path` is for errors.
+    pub(crate) fn understand(text: &str, path: &Path) -> Result<Config, Error> {
+        Config::parse(text).map_err(|Wrong { at, what }| {
+            let before = text.get(..at).unwrap_or(text);
             let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
             let (line, column) = (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1);
             Error::Invalid { path: path.to_owned(), line, column, what }

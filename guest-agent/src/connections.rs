@@ -192,7 +192,7 @@ const LISTEN: u8 = 10;
 /// TCP that carries data, begins to, or waits for connections.
 const ALIVE: &[u8] = &[ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN];
 
-enum Row {
+pub(crate) enum Row {
     Listener(SocketAddr),
     Legacy(Legacy),
     Subflow { token: u32, subflow: Subflow },
@@ -246,7 +246,7 @@ impl Sorter {
 
 /// What no subflow tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Remark {
+pub(crate) enum Remark {
     /// The connection is TCP now.
     FellBack,
     /// It has all the additional subflows that it may have.
@@ -254,7 +254,7 @@ enum Remark {
 }
 
 /// An MPTCP row: the token, if there is something to remark (struct mptcp_info).
-fn read_remark(payload: &[u8]) -> Option<(u32, Remark)> {
+pub(crate) fn read_remark(payload: &[u8]) -> Option<(u32, Remark)> {
     const SUBFLOWS: usize = 0;
     const SUBFLOWS_MAX: usize = 3;
     const FLAGS: usize = 8;
@@ -270,7 +270,7 @@ fn read_remark(payload: &[u8]) -> Option<(u32, Remark)> {
 }
 
 /// A TCP row (struct inet_diag_msg, then attributes).
-fn read_row(payload: &[u8]) -> Option<Row> {
+pub(crate) fn read_row(payload: &[u8]) -> Option<Row> {
     const INODE: usize = 68;
 
     let [family, state] = bytes_at::<2>(payload, 0)?;

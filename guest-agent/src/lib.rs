@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod endpoints;
 pub mod force;
 pub mod foresight;
+pub mod hostile;
 pub mod invitation;
 pub mod kernel;
 mod key;

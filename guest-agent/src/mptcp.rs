@@ -16,6 +16,7 @@ use std::{
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use events::read as read_events;
 pub use events::{Event, EventKind, Events, Notice};
 
 use crate::netlink::{Cause, Channel, Error, Message, attribute, attributes, bytes_at, u16_at, u32_at};
@@ -267,7 +268,7 @@ fn name(mut message: Message, id: u8, address: Option<IpAddr>) -> Message {
     }
 }
 
-fn read_endpoint(nest: &[u8]) -> Option<Endpoint> {
+pub(crate) fn read_endpoint(nest: &[u8]) -> Option<Endpoint> {
     let mut endpoint =
         Endpoint { id: 0, address: Ipv4Addr::UNSPECIFIED.into(), port: 0, flags: Flags::default(), ifindex: 0 };
     for (kind, value) in attributes(nest) {

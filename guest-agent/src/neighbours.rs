@@ -6,6 +6,8 @@
 
 mod discovery;
 
+pub(crate) use discovery::read_advertisement;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
@@ -240,7 +242,7 @@ fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr), to: Mac
 const ARP_START: [u8; 8] = [0x08, 0x06, 0, 1, 0x08, 0, 6, 4];
 
 /// The MAC in an answer to us from `target`.
-fn read_arp_reply(frame: &[u8], us: Mac, target: Ipv4Addr) -> Option<Mac> {
+pub(crate) fn read_arp_reply(frame: &[u8], us: Mac, target: Ipv4Addr) -> Option<Mac> {
     let frame: &[u8; ARP_LENGTH] = frame.first_chunk()?; // short frames are padded
     let right = frame[12..20] == ARP_START
         && frame[20..22] == ARP_REPLY.to_be_bytes()

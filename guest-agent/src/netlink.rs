@@ -230,7 +230,7 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
 }
 
 /// The verdict in an NLMSG_ERROR or NLMSG_DONE: an errno, then in an error the request (unless capped), then attributes.
-fn acknowledged(message: Received<'_>) -> Result<(), Cause> {
+pub(crate) fn acknowledged(message: Received<'_>) -> Result<(), Cause> {
     /// linux/netlink.h
     const NLMSGERR_ATTR_MSG: u16 = 1;
 

@@ -259,7 +259,7 @@ fn rule_error(verb: &str, rule: &Rule, cause: Cause) -> Error {
     Error::new(format!("{verb} the rule \"from {source} lookup {table} priority {priority}\""), cause)
 }
 
-fn read_rule(payload: &[u8]) -> Option<Rule> {
+pub(crate) fn read_rule(payload: &[u8]) -> Option<Rule> {
     let (fixed, rest) = payload.split_at_checked(FIXED)?;
     (attribute(rest, FRA_PROTOCOL)? == [PROTOCOL]).then_some(())?;
     Some(Rule {
@@ -309,7 +309,7 @@ fn default_message(table: u32, exit: &Exit, metric: Option<u32>) -> Message {
     }
 }
 
-fn read_default(raw: Vec<u8>) -> Option<DefaultRoute> {
+pub(crate) fn read_default(raw: Vec<u8>) -> Option<DefaultRoute> {
     let (fixed, rest) = raw.split_at_checked(FIXED)?;
     Some(DefaultRoute {
         v6: i32::from(fixed[0]) == libc::AF_INET6,

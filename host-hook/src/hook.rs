@@ -23,6 +23,7 @@ use std::{
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+pub(crate) use self::wire::read;
 pub use self::wire::{HookAnswer, HookRequest, WireError, read_request, write_answer};
 use crate::domain::has_metadata;
 

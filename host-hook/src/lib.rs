@@ -16,6 +16,7 @@ mod foresight;
 mod guest_line;
 pub mod hook;
 mod host;
+pub mod hostile;
 mod init;
 mod inventory;
 mod keys;

@@ -6,8 +6,8 @@
 mod bus;
 pub mod command;
 mod domains;
-mod job;
-mod virsh;
+pub(crate) mod job;
+pub(crate) mod virsh;
 
 use std::{
     io,

@@ -11,6 +11,7 @@ pub mod forecast;
 pub mod frame;
 pub mod guest;
 mod hello;
+pub mod hostile;
 mod mac;
 mod message;
 pub mod proof;

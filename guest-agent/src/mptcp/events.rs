@@ -130,7 +130,7 @@ fn overrun(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == io::ErrorKind::InvalidData
 }
 
-fn read(datagram: &[u8], family: u16) -> impl Iterator<Item = Event> {
+pub(crate) fn read(datagram: &[u8], family: u16) -> impl Iterator<Item = Event> {
     netlink::messages(datagram)
         .map_while(Result::ok)
         .filter(move |message| message.kind == family)

@@ -41,7 +41,7 @@ pub(super) fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 }
 
 /// The MAC in an advertisement of `target`. An answer may leave it out only where the asker knows it already.
-pub(super) fn read_advertisement(bytes: &[u8], target: Ipv6Addr) -> Option<Mac> {
+pub(crate) fn read_advertisement(bytes: &[u8], target: Ipv6Addr) -> Option<Mac> {
     let (head, mut options) = bytes.split_at_checked(24)?;
     (head[..2] == [ADVERTISEMENT, 0] && head[8..] == target.octets()).then_some(())?;
     loop {

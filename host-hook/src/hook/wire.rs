@@ -91,7 +91,7 @@ pub(super) fn write(to: &mut impl Write, message: &impl Serialize) -> Result<(),
     Ok(to.write_all(&encode(message)?)?)
 }
 
-pub(super) fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, WireError> {
+pub(crate) fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, WireError> {
     let mut header = [0; 4];
     from.read_exact(&mut header)?;
     let length = length(header)?;

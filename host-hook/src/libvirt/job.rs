@@ -91,7 +91,7 @@ impl Jobs {
 }
 
 /// The output of `virsh domjobinfo --rawstats`: the job's type, then `key: value` with the keys of libvirt-domain.h.
-fn parse(text: &str) -> Option<Progress> {
+pub(crate) fn parse(text: &str) -> Option<Progress> {
     let fields: HashMap<&str, &str> =
         text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim())).collect();
     let number = |key: &str| fields.get(key)?.parse().ok();

@@ -71,7 +71,7 @@ async fn follow(
 }
 
 /// `2026-11-20 10:00:00.000+0000: event 'lifecycle' for domain 'vm': Suspended Migrated`
-fn parse_lifecycle(line: &str) -> Option<(Whose, What)> {
+pub(crate) fn parse_lifecycle(line: &str) -> Option<(Whose, What)> {
     let (_, rest) = line.split_once("event 'lifecycle' for domain ")?;
     // The name may hold anything, the words after it do not.
     let (name, words) = rest.rsplit_once(": ")?;
@@ -88,7 +88,7 @@ fn parse_lifecycle(line: &str) -> Option<(Whose, What)> {
 }
 
 /// `2026-11-20 10:00:00.000+0000: event STOP for domain 'vm': {…}`
-fn parse_monitor(line: &str) -> Option<(Whose, What)> {
+pub(crate) fn parse_monitor(line: &str) -> Option<(Whose, What)> {
     let (_, rest) = line.split_once("event ")?;
     let (event, rest) = rest.split_once(" for domain ")?;
     // STOP and RESUME carry no data.

@@ -28,8 +28,8 @@ use crate::raw::{self, link_address};
 
 /// For experiments within one's own network (IEEE 802, local experimental EtherType 1).
 const ETHERTYPE: u16 = 0x88b5;
-const QUESTION: [u8; 4] = *b"lsm?";
-const ANSWER: [u8; 4] = *b"lsm!";
+pub(crate) const QUESTION: [u8; 4] = *b"lsm?";
+pub(crate) const ANSWER: [u8; 4] = *b"lsm!";
 const ETHERNET_HEADER: usize = 14;
 /// Ethernet's shortest payload; what is in it needs 24.
 const SMALL: u16 = 46;
@@ -199,7 +199,7 @@ impl Device {
     }
 }
 
-fn understood(frame: &[u8], kind: [u8; 4], migration: MigrationId) -> Option<(u16, u16)> {
+pub(crate) fn understood(frame: &[u8], kind: [u8; 4], migration: MigrationId) -> Option<(u16, u16)> {
     let payload = frame.get(ETHERNET_HEADER..)?;
     let rest = payload.strip_prefix(&kind)?.strip_prefix(&migration.0)?;
     let [q0, q1, a0, a1, ..] = *rest else { return None };
