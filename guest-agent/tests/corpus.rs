@@ -1,0 +1,29 @@
+//! What the fuzzer starts from, and whatever it has found that once broke something: given to each decoder again.
+
+use std::path::Path;
+
+use lsm_guest::hostile;
+
+#[test]
+fn no_bytes_of_the_corpus_do_harm() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+    for (target, decode) in [
+        ("netlink", hostile::netlink as fn(&[u8])),
+        ("inet_diag", hostile::inet_diag),
+        ("mptcp", hostile::mptcp),
+        ("routing", hostile::routing),
+        ("neighbours", hostile::neighbours),
+        ("guest_toml", hostile::configuration),
+    ] {
+        let mut replayed = 0;
+        for file in std::fs::read_dir(corpus.join(target)).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            // And cut anywhere.
+            (0..bytes.len()).step_by(1 + bytes.len() / 100).for_each(|length| decode(&bytes[..length]));
+            decode(&bytes);
+            replayed += 1;
+        }
+        assert!(replayed > 0, "no corpus for {target}");
+        println!("{target}: {replayed} inputs, each cut in up to 100 places");
+    }
+}
