@@ -1,10 +1,16 @@
-//! The units' sandboxes: no looser than they were, and a reason in SECURITY.md for everything left open.
+//! The units' sandboxes: no looser than they were, a reason in SECURITY.md for everything left open, and the programs work
+//! in them, started by a real systemd.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use lsm_tests::needs;
+use lsm_tests::{image::static_program, needs, pki::Authority, shell::run};
 
 /// What is counted against each unit, in tenths, by systemd 252; and its column in SECURITY.md.
 const UNITS: [(&str, u32, usize); 2] = [("lsm-guest.service", 25, 2), ("lsm-hook.service", 27, 3)];
@@ -54,5 +60,87 @@ fn exposure_stays_where_it_is_and_has_its_reasons() {
         println!("{}", said.lines().last().unwrap_or_default());
         assert!(threshold.status.success(), "{unit} is more exposed than {most} tenths:\n{said}");
         assert_eq!(counted(unit), explained(column), "{unit}: what is counted, and what SECURITY.md explains");
+    }
+}
+
+/// What is asked of both when they have started; the first line that fails ends it.
+const ASK: &str = "set -ex; exec >/lab/said 2>&1
+for try in $(seq 200); do [ -S /run/lsm/guest.sock ] && break; sleep 0.1; done
+lsm-guest status
+lsm-hook status
+for unit in guest hook; do
+    pid=$(systemctl show -P MainPID lsm-$unit.service)
+    grep -E 'CapBnd|Seccomp:|NoNewPrivs' /proc/$pid/status
+    if nsenter -t $pid -m sh -c 'echo 1 >/proc/sys/kernel/panic'; then exit 1; fi
+    if nsenter -t $pid -m touch /usr/here; then exit 1; fi
+    nsenter -t $pid -m sh -c 'echo 0 >/proc/sys/net/ipv4/conf/lo/arp_ignore'
+done
+stat -c %a%n /run/lsm /run/lsm/guest.sock /run/lsm/hook.sock
+echo both are there
+";
+
+/// A machine of its own: this one's files behind an overlay, its own systemd, network and processes.
+#[test]
+fn both_programs_start_and_answer_in_their_sandboxes() {
+    let nspawn = "/usr/bin/systemd-nspawn";
+    if needs::lacking(needs::missing(&[nspawn], "tests/install installs it").or_else(needs::missing_mptcp)) {
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("lsm-units-{}", std::process::id()));
+    let lab = directory.join("lab");
+    let write = |name: &str, text: &str| {
+        let file = lab.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    fs::create_dir_all(directory.join("root")).unwrap();
+    fs::create_dir_all(lab.join("pki")).unwrap();
+    Authority::new("LSM units").unwrap().equip(&lab.join("pki"), "here", [192, 0, 2, 1].into()).unwrap();
+    write("host.toml", "name = \"here\"\n");
+    write("ask", ASK);
+    // Not a VM, and nobody reads a journal.
+    write("guest.conf", "[Unit]\nConditionVirtualization=\n[Service]\nStandardError=file:/lab/guest.log\n");
+    write("hook.conf", "[Service]\nStandardError=file:/lab/hook.log\n");
+    write(
+        "lab.service",
+        "[Unit]\nDefaultDependencies=no\nWants=lsm-guest.service lsm-hook.socket\nAfter=lsm-hook.socket\n\
+         SuccessAction=exit-force\nFailureAction=exit-force\n\
+         [Service]\nType=oneshot\nTimeoutStartSec=60\nExecStart=/bin/bash /lab/ask\n",
+    );
+    write("lab.target", "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants=lab.service\n");
+    let bind = |from: &Path, to: &str| format!(" --bind-ro={}:{to}", from.display());
+    let mut binds = format!(" --bind={}:/lab", lab.display());
+    for program in ["lsm-guest", "lsm-hook"] {
+        binds += &bind(&static_program(program, program).unwrap(), &format!("/usr/sbin/{program}"));
+        let unit = format!("{program}.service");
+        binds += &bind(&project("systemd").join(&unit), &format!("/etc/systemd/system/{unit}"));
+        let more = lab.join(program.replace("lsm-", "") + ".conf");
+        binds += &bind(&more, &format!("/etc/systemd/system/{unit}.d/lab.conf"));
+    }
+    binds += &bind(&project("systemd/lsm-hook.socket"), "/etc/systemd/system/lsm-hook.socket");
+    for unit in ["lab.service", "lab.target"] {
+        binds += &bind(&lab.join(unit), &format!("/etc/systemd/system/{unit}"));
+    }
+    binds += &bind(&lab.join("host.toml"), "/etc/lsm/host.toml");
+    for (from, to) in [("CA", "/etc/pki/CA"), ("libvirt", "/etc/pki/libvirt")] {
+        binds += &bind(&lab.join("pki").join(from), to);
+    }
+    // The bind mount's own name for "/": nspawn will not take the other. It goes with its mount namespace.
+    let script = format!(
+        "mount --bind / {root} && exec timeout 120 systemd-nspawn --quiet --register=no --keep-unit --directory={root} \
+         --volatile=overlay --machine=lsm-units --private-network{binds} --boot systemd.unit=lab.target",
+        root = directory.join("root").display()
+    );
+    let booted = run(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
+    let read = |name: &str| fs::read_to_string(lab.join(name)).unwrap_or_default();
+    let all = ["said", "guest.log", "hook.log"].map(|name| format!("{name}:\n{}", read(name))).join("\n");
+    fs::remove_dir_all(&directory).unwrap();
+    assert!(all.contains("both are there\n"), "{booted:?}\n{all}");
+    // NET_ADMIN and NET_RAW, and on the host NET_BIND_SERVICE and DAC_OVERRIDE.
+    for bounding in ["CapBnd:\t0000000000003000", "CapBnd:\t0000000000003402"] {
+        assert!(all.contains(bounding), "{all}");
+    }
+    for sockets in ["700/run/lsm\n", "600/run/lsm/guest.sock\n", "600/run/lsm/hook.sock\n"] {
+        assert!(all.contains(sockets), "{all}");
     }
 }
