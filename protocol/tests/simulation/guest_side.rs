@@ -123,6 +123,11 @@ impl Run {
                 _ => false,
             };
         let works = self.healthy || !self.chance.in_thousand(self.scenario.refusals);
+        if let Order::Do(Step::ProbeGateway | Step::LowerPath) = order {
+            // The agent asks anew, or no more: an answer to what it asked before is nobody's.
+            let old = |what: &What| matches!(what, What::InGuest(_, Event::Done(Step::ProbeGateway)));
+            self.agenda.retain(|(.., what)| !old(what));
+        }
         match order {
             Order::Do(Step::ProbeGateway) => {
                 let way = self.source.end.advance && self.destination.end.advance || self.vm == Vm::AtDestination;
