@@ -7,7 +7,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
+    Addresses, Addressing, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId, V4, V6,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
 };
@@ -275,12 +275,10 @@ impl Arrival {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
-            // Until it arrives, the VM is in this LAN as a guest of its address.
-            let address = match &offer.addressing {
-                Addressing::Static { address, .. } => Some(*address),
-                _ => None,
-            };
-            let crossing = Crossing { address, ..CROSSING };
+            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it finds itself is not known.
+            let finds = matches!(offer.addressing, Addressing { v4: V4::Dhcp, .. } | Addressing { v6: V6::Slaac, .. });
+            let addresses = (!finds).then(|| offer.addressing.addresses());
+            let crossing = Crossing { addresses, ..CROSSING };
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),

@@ -14,7 +14,7 @@ mod underlay;
 
 use std::{io, net::IpAddr, process::Stdio};
 
-use lsm_protocol::Mac;
+use lsm_protocol::{Addresses, Mac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
@@ -28,8 +28,8 @@ pub struct Crossing {
     pub dhcp: bool,
     /// IPv6 router advertisements.
     pub ra: bool,
-    /// The vNIC's one address of the LAN, where it is known: with no other it speaks there, link-local ones excepted.
-    pub address: Option<IpAddr>,
+    /// The vNIC's addresses of the LAN, where they are known: with no other it speaks there, link-local ones excepted.
+    pub addresses: Option<Addresses>,
 }
 
 /// Frames that one end of a tunnel has seen since it was built.

@@ -1,8 +1,8 @@
 //! The text of the rules. Only matches that every kernel's bridge family has: interface names, Ethernet, ARP, IP.
 
-use std::{fmt::Write, net::IpAddr};
+use std::fmt::Write;
 
-use lsm_protocol::Mac;
+use lsm_protocol::{Addresses, Mac};
 
 use super::Crossing;
 
@@ -31,7 +31,7 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     let (into, out_of) = (into(vni), out_of(vni));
     let mut text = frame(vni);
     let mut rule = |chain: &str, rule: String| _ = writeln!(text, "add rule bridge {TABLE} {chain} {rule}");
-    for spoken in spoken(crossing.address) {
+    for spoken in spoken(crossing.addresses) {
         rule(&out_of, format!("ether saddr {mac} {spoken} counter name {received} accept"));
     }
     rule(&out_of, format!("counter name {received_dropped} drop"));
@@ -61,17 +61,15 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
 }
 
 /// What the vNIC may put into the LAN. Of IPv6 it has a link-local address in every LAN, and before that none.
-fn spoken(address: Option<IpAddr>) -> Vec<String> {
-    let link_local = "::, fe80::/10";
-    match address {
-        None => vec![String::new()],
-        Some(IpAddr::V4(address)) => vec![
-            format!("ether type arp arp saddr ip {{ {address}, 0.0.0.0 }}"), // RFC 5227: a probe has none yet
-            format!("ether type ip ip saddr {address}"),
-            format!("ether type ip6 ip6 saddr {{ {link_local} }}"),
-        ],
-        Some(IpAddr::V6(address)) => vec![format!("ether type ip6 ip6 saddr {{ {link_local}, {address} }}")],
+fn spoken(addresses: Option<Addresses>) -> Vec<String> {
+    let Some(Addresses { v4, v6 }) = addresses else { return vec![String::new()] };
+    let v6 = v6.map_or_else(String::new, |address| format!(", {address}"));
+    let mut spoken = vec![format!("ether type ip6 ip6 saddr {{ ::, fe80::/10{v6} }}")];
+    if let Some(address) = v4 {
+        spoken.push(format!("ether type arp arp saddr ip {{ {address}, 0.0.0.0 }}")); // RFC 5227: a probe has none yet
+        spoken.push(format!("ether type ip ip saddr {address}"));
     }
+    spoken
 }
 
 pub(super) fn vm_end(vni: u32, mac: Mac) -> String {

@@ -6,7 +6,7 @@ use lsm_hook::{
     filters::{self, Counts, Crossing},
     tunnel::{self, Tunnels},
 };
-use lsm_protocol::Mac;
+use lsm_protocol::{Addresses, Mac};
 
 use crate::{
     frame::{BROADCAST, arp_request, dhcp_broadcast, icmpv6, is, large_v4, numbered},
@@ -131,7 +131,7 @@ fn the_vm_never_hears_itself() {
     let pair = tunnelled();
     let echo = arp_request(VNIC);
     let last = numbered(VNIC, CLIENT, 99);
-    let all = Crossing { arp: true, dhcp: true, ra: true, address: None };
+    let all = Crossing { arp: true, dhcp: true, ra: true, addresses: None };
     pair.a.run(async { filters::guard_lan_end(VNI, VNIC, all).await.unwrap() });
     let echoed = || {
         pair.client.write(&echo);
@@ -159,7 +159,7 @@ fn nothing_goes_from_tunnel_to_tunnel() {
     let mut second = spec(1);
     (second.vni, second.mac) = (VNI + 1, STRANGER);
     pair.a.run(async {
-        let crossing = Crossing { arp: true, dhcp: true, ra: true, address: None };
+        let crossing = Crossing { arp: true, dhcp: true, ra: true, addresses: None };
         Tunnels::open().unwrap().build_lan_end(&second, "lan0", true, crossing).await.unwrap();
     });
     pair.vm.write(&numbered(STRANGER, VNIC, 1));
@@ -213,7 +213,8 @@ fn in_a_lan_that_it_has_not_reached_the_vm_speaks_with_its_one_address() {
         return;
     }
     let pair = tunnelled();
-    let crossing = Crossing { arp: true, address: Some([10, 1, 0, 1].into()), ..Crossing::default() };
+    let addresses = Addresses { v4: Some([10, 1, 0, 1].into()), v6: None };
+    let crossing = Crossing { arp: true, addresses: Some(addresses), ..Crossing::default() };
     pair.a.run(async { filters::guard_lan_end(VNI, VNIC, crossing).await.unwrap() });
     let patched = |frame: Vec<u8>, at: usize, bytes: &[u8]| {
         let mut frame = frame;
