@@ -113,8 +113,12 @@ impl Inventory {
         self.save();
     }
 
-    pub fn remove(&mut self, uuid: Uuid) {
+    /// It runs here no more. Its addresses are free again; those of one that moves, when its move is over.
+    pub fn remove(&mut self, uuid: Uuid, moves: bool) {
         self.vms.remove(&uuid.to_string());
+        if !moves {
+            self.leases.retain(|_, holder| *holder != uuid);
+        }
         self.save();
     }
 
@@ -219,4 +223,37 @@ pub fn parse_uuid(text: &str) -> Option<Uuid> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(Uuid(uuid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn an_address_is_given_once_until_its_vm_is_gone_for_good() {
+        let directory = std::env::temp_dir().join(format!("lsm-inventory-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("host.toml");
+        let lan = "[lan.a]\nbridge = \"br0\"\nprefix = \"10.1.0.0/24\"\ngateway = \"10.1.0.1\"\npool = \"10.1.0.8-10.1.0.9\"\n";
+        fs::write(&file, lan).unwrap();
+        let subnets = Config::load(&file).unwrap().lans["a"].subnets.clone();
+        let vm = |number| Uuid([number; 16]);
+        let given = |inventory: &mut Inventory, number| {
+            inventory.lease(&subnets, vm(number)).ok().map(|all| all[0].to_string())
+        };
+        let mut inventory = Inventory::open(&directory).unwrap();
+        let [first, second] = [1, 2].map(|number| given(&mut inventory, number).unwrap());
+        assert_ne!(first, second);
+        assert_eq!(given(&mut inventory, 1).as_ref(), Some(&first), "again the same");
+        assert_eq!(given(&mut inventory, 3), None, "exhausted");
+        inventory.remove(vm(1), true);
+        let mut inventory = Inventory::open(&directory).unwrap();
+        assert_eq!(given(&mut inventory, 3), None, "its move goes on, and the service was started again");
+        inventory.remove(vm(2), false);
+        assert_eq!(given(&mut inventory, 3), Some(second), "shut down");
+        inventory.release(vm(1));
+        assert_eq!(given(&mut inventory, 2), Some(first), "its move is over");
+        fs::remove_dir_all(&directory).unwrap();
+    }
 }

@@ -273,13 +273,18 @@ impl Service {
         }
     }
 
+    fn moves(&self, vm: Uuid) -> bool {
+        let departs = self.departures.values().any(|(of, _)| *of == vm);
+        departs || self.arrivals.values().any(|(of, _)| *of == vm)
+    }
+
     fn runs(&self, vm: Uuid) {
         self.tell_departures(vm, || departure::News::Resumed);
         self.tell_arrivals(vm, || arrival::News::Resumed);
     }
 
     fn gone(&self, vm: Uuid) {
-        self.host.inventory.borrow_mut().remove(vm);
+        self.host.inventory.borrow_mut().remove(vm, self.moves(vm));
         self.tell_departures(vm, || departure::News::VmGone);
         self.tell_arrivals(vm, || arrival::News::VmGone);
     }
