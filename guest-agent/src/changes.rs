@@ -1,12 +1,12 @@
-//! What makes it worth counting the connections: the kernel's word that subflows came or went, or connections ended.
-//! However many such words come at once, they are one count.
+//! What makes it worth counting the connections: the kernel's word that subflows came or went, or connections ended; and
+//! worth looking at the routes, that they changed. However many such words come at once, they are one count, or one look.
 
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::guest::Event;
 use tokio::sync::{Notify, mpsc};
 
-use crate::{closures::Closures, mptcp::Events, netlink::Error, path::chain};
+use crate::{closures::Closures, mptcp::Events, netlink::Error, path::chain, routing::Watch};
 
 /// Changes of subflows within this time are counted once: a dump is not made per event.
 const COALESCE: Duration = Duration::from_millis(5);
@@ -15,6 +15,9 @@ const COALESCE: Duration = Duration::from_millis(5);
 const COALESCE_COUNTS: u32 = 2;
 /// Ends of connections within this time are counted once: a busy server's are many.
 const CLOSURES: Duration = Duration::from_millis(100);
+
+/// Whoever rewrites rules or routes changes several: looked at once.
+const ROUTES: Duration = Duration::from_millis(50);
 
 /// What the path manager tells, until it cannot be heard any more. `counting`: how long the last count took.
 pub async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>, counting: Rc<Cell<Duration>>) {
@@ -43,6 +46,18 @@ pub async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Eve
         }
     };
     tokio::join!(listen, count);
+}
+
+/// Rules and routes that change, until nobody is told any more.
+pub(crate) async fn tell_routes(mut watch: Watch, changed: Rc<Notify>) {
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::warn!(error = %chain(&error), "not told of changed rules and routes any more; nobody repairs them");
+            return;
+        }
+        tokio::time::sleep(ROUTES).await;
+        changed.notify_one();
+    }
 }
 
 /// Connections of the old addresses that end, as changes of subflows.

@@ -18,7 +18,7 @@ use lsm_protocol::{
     forecast::Forecast,
     guest::{Event, Guest, holds::Holds},
 };
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::{
     bus::{self, Bus},
@@ -76,6 +76,8 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
     };
     daemon.set_up()?;
     tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
+    let routes_changed = Rc::new(Notify::new());
+    tokio::task::spawn_local(changes::tell_routes(path::upkeep::watch()?, routes_changed.clone()));
     tokio::spawn(vsock::listen(key.clone(), news_in.clone()));
     tokio::spawn(serial::serve(key, news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
@@ -96,6 +98,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             Some(fact) = facts.recv() => daemon.feed(fact).await,
             Some(call) = calls.recv() => daemon.call(call).await,
             Some(one) = told.recv() => daemon.told(one),
+            () = routes_changed.notified() => daemon.repair_routes(),
             () = tokio::time::sleep(sleep), if deadline.is_some() => {
                 if let Some(d) = deadline {
                     tracing::debug!(awaited = d.awaited, "the time for this has come");

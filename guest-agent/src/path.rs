@@ -4,6 +4,7 @@
 //! TABLE`), so that each subflow leaves by the vNIC whose address it has, whatever the main table says.
 
 mod raise;
+pub mod upkeep;
 
 use lsm_protocol::{Mac, Refusal};
 

@@ -6,12 +6,16 @@
 //! Blocking, on one socket that is kept: at the flip the default route follows the priorities without a turn of the event
 //! loop between them. Layouts: linux/rtnetlink.h, linux/fib_rules.h.
 
+mod watch;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::{errno::Errno, libc};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Cause, Changed, Channel, Error, Message, attribute, attributes, bytes_at, u32_at};
+
+pub use self::watch::Watch;
 
 /// Number that marks rules and routes as ours (`ip rule` shows "proto 76"); not taken in iproute2's rt_protos.
 pub const PROTOCOL: u8 = 76;
@@ -129,6 +133,20 @@ impl Routing {
     pub fn fill_table(&mut self, table: u32, exit: &Exit) -> Result<(), Error> {
         let requests = [connected_message(table, exit), default_message(table, exit, None)];
         self.change_all(requests, || format!("route {} through {} in table {table}", exit.source, exit.gateway))
+    }
+
+    /// Whether both routes of [`Routing::fill_table`] are there.
+    pub fn is_filled(&mut self, table: u32, exit: &Exit) -> Result<bool, Error> {
+        let of_exit = |fixed: &[u8], rest: &[u8]| {
+            i32::from(fixed[0]) == family(exit.source)
+                && table_of(fixed, rest) == table
+                && fixed[5] == PROTOCOL
+                && attribute(rest, RTA_OIF).and_then(|value| u32_at(value, 0)) == Some(exit.ifindex)
+        };
+        let routes = self.routes(of_exit)?;
+        let is_default = |raw: &&Vec<u8>| raw[1] == 0 && gateway(&raw[FIXED..]) == Some(exit.gateway);
+        let is_connected = |raw: &&Vec<u8>| raw[1] == exit.prefix && gateway(&raw[FIXED..]).is_none();
+        Ok(routes.iter().any(|raw| is_default(&raw)) && routes.iter().any(|raw| is_connected(&raw)))
     }
 
     /// Removes all routes of ours from a table.

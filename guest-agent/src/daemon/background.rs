@@ -8,7 +8,10 @@ use lsm_protocol::{
 };
 
 use super::Daemon;
-use crate::{changes, neighbours, path::chain};
+use crate::{
+    changes, neighbours,
+    path::{self, chain},
+};
 
 /// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
 const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
@@ -59,6 +62,20 @@ impl Daemon {
                 self.closures = None;
             }
             _ => {}
+        }
+    }
+
+    /// What another agent took away of our rules and routes.
+    pub(super) fn repair_routes(&mut self) {
+        match path::upkeep::repair(&mut self.kernel, &self.record) {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => tracing::warn!(
+                put_back = missing.join("; "),
+                "another program removes our rules or routes; have it leave this vNIC and priority 19500 alone"
+            ),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "rules or routes of ours may be missing; see \"ip rule\"");
+            }
         }
     }
 

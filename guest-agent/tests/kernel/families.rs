@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use lsm_guest::{kernel::Kernel, path, record::Record};
 use lsm_protocol::{Addressing, Drain, Given, Mac, MigrationId, Prepare, Refusal, V4, V6};
 
+use nix::net::if_::if_nametoindex;
+
 use crate::{
     addresses::{self, no_link_local},
     place::{alone, run, runtime},
@@ -50,10 +52,11 @@ fn vm() {
     run("ip -6 route add default via fe80::fe dev a metric 256");
 }
 
-/// Not of the far ends, whose links come and go in the kernel's own time.
+/// Without what the kernel adds in its own time: the far ends' links, and the routes of links that have just come up.
 fn state() -> String {
-    let all = addresses::state();
-    all.lines().filter(|line| !line.contains("dev g")).collect::<Vec<_>>().join("\n")
+    let all = addresses::state().replace("linkdown ", "");
+    let settled = |line: &&str| !line.contains("dev g") && !line.starts_with("multicast");
+    all.lines().filter(settled).collect::<Vec<_>>().join("\n")
 }
 
 fn defaults() -> String {
@@ -141,6 +144,47 @@ fn what_cannot_be_given_is_refused_before_anything_is_touched() {
             let refused = path::raise(&mut kernel, &mut record, &taken).await.unwrap_err().to_string();
             assert!(refused.contains("2001:db8:a::7 is in use"), "{refused}");
             assert_eq!(state(), before);
+        });
+        std::fs::remove_dir_all(&directory).unwrap();
+    });
+}
+
+#[test]
+fn what_another_agent_takes_away_is_put_back_and_nothing_else() {
+    alone(|| {
+        vm();
+        let directory = std::env::temp_dir().join(format!("lsm-families-upkeep-{}", std::process::id()));
+        runtime().block_on(async {
+            let (mut kernel, mut record) = (Kernel::open().unwrap(), Record::open(&directory).unwrap());
+            path::raise(&mut kernel, &mut record, &plan(&[FOUR, SIX])).await.unwrap();
+            let raised = state();
+            assert_eq!(path::upkeep::repair(&mut kernel, &record).unwrap(), Vec::<String>::new());
+
+            let mut watch = path::upkeep::watch().unwrap();
+            run("ip route add 203.0.113.0/24 dev a"); // not ours, and no reason to look
+            run("ip rule flush"); // as agents do: even the kernel's own rules
+            run("ip rule add from all lookup main priority 32766");
+            run("ip -6 rule del from 2001:db8:b::7");
+            run(&format!("ip -6 route flush table {}", 19_500 + if_nametoindex("b").unwrap()));
+            let told = tokio::time::timeout(std::time::Duration::from_secs(10), watch.changed());
+            told.await.expect("word of changed rules").unwrap();
+            let put_back = path::upkeep::repair(&mut kernel, &record).unwrap();
+            let words =
+                ["from 192.0.2.7 ", "from 198.51.100.7 ", "from 2001:db8:b::7 ", "via fe80::fe src 2001:db8:b::7 "];
+            assert_eq!(put_back.len(), words.len(), "{put_back:?}");
+            assert!(words.iter().all(|word| put_back.iter().any(|line| line.contains(word))), "{put_back:?}");
+            assert_eq!(path::upkeep::repair(&mut kernel, &record).unwrap(), Vec::<String>::new());
+            for line in raised.lines().filter(|line| line.contains("19500") || line.contains("table 195")) {
+                assert!(state().contains(line), "{line}");
+            }
+
+            path::lower(&mut kernel, &mut record).await.unwrap();
+            assert_eq!(
+                path::upkeep::repair(&mut kernel, &record).unwrap(),
+                Vec::<String>::new(),
+                "nothing is ours any more"
+            );
+            assert!(!state().contains("proto 76"), "{}", state());
         });
         std::fs::remove_dir_all(&directory).unwrap();
     });

@@ -1,0 +1,43 @@
+//! Rules and tables of ours that another agent has taken away are put back.
+
+use super::TABLE;
+use crate::{
+    kernel::Kernel,
+    netlink::Error,
+    record::{Change, Record},
+    routing::{Rule, Watch},
+};
+
+/// Told whenever it is worth looking.
+///
+/// # Errors
+/// When the kernel cannot be asked to tell.
+pub fn watch() -> Result<Watch, Error> {
+    Watch::open(TABLE)
+}
+
+/// What was missing, in the words of `ip`. Nothing is looked for but what the record says is ours.
+///
+/// # Errors
+/// When the kernel cannot be asked, or refuses; what was put back until then is so.
+pub fn repair(kernel: &mut Kernel, record: &Record) -> Result<Vec<String>, Error> {
+    let mut missing = Vec::new();
+    let Some(paths) = record.paths else { return Ok(missing) };
+    let there = kernel.routing.rules()?;
+    for change in &record.changes {
+        let Change::Rule(key) = change else { continue };
+        let rule = Rule::from(*key);
+        if !there.contains(&rule) {
+            kernel.routing.add_rule(&rule)?;
+            missing.push(format!("rule from {} lookup {} priority {}", rule.source, rule.table, rule.priority));
+        }
+    }
+    for exit in paths.old.exits().chain(paths.new.exits()) {
+        let table = TABLE + exit.ifindex;
+        if record.changes.contains(&Change::Table(table)) && !kernel.routing.is_filled(table, &exit)? {
+            kernel.routing.fill_table(table, &exit)?;
+            missing.push(format!("default via {} src {} in table {table}", exit.gateway, exit.source));
+        }
+    }
+    Ok(missing)
+}
