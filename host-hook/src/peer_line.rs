@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lsm_protocol::{Peer, frame::Kind};
+use lsm_protocol::{
+    Peer,
+    frame::{Kind, Wire},
+};
 use tokio::{net::TcpStream, sync::mpsc};
 
 use crate::{
@@ -56,7 +59,7 @@ async fn keep(
     loop {
         let Some(configured) = host.config.peers.get(&name) else { return };
         let failure = match peer::connect(&host.identity, &name, &configured.address).await {
-            Ok(channel) => match Line::call(Box::new(channel), lsm_protocol::frame::Wire::Stream, None).await {
+            Ok(channel) => match in_time(Line::call(Box::new(channel), Wire::Stream, None)).await {
                 Ok(line) => {
                     wait = AGAIN;
                     match speak(line, &mut unsent, &mut outbox, &news).await {
@@ -118,7 +121,13 @@ async fn speak(
     }
 }
 
-/// A peer that has just been let in says Hello within this.
+/// A line whose other end says Hello within [`HELLO`], whichever called.
+async fn in_time(greeted: impl Future<Output = Result<Line, LineError>>) -> Result<Line, LineError> {
+    let hello = tokio::time::timeout(HELLO, greeted).await;
+    hello.unwrap_or(Err(LineError::Broken(std::io::ErrorKind::TimedOut.into())))
+}
+
+/// A peer whose certificate is good says Hello within this.
 const HELLO: Duration = Duration::from_secs(5);
 /// Messages of one peer in a second. A move has a hundred in all; what is more waits in the peer's own queue.
 const MOST_MESSAGES: u32 = 200;
@@ -154,8 +163,7 @@ pub async fn answer(host: Rc<Host>, tcp: TcpStream, heard: mpsc::UnboundedSender
             return;
         }
     };
-    let hello = tokio::time::timeout(HELLO, Line::answer(Box::new(channel))).await;
-    let mut line = match hello.unwrap_or(Err(LineError::Broken(std::io::ErrorKind::TimedOut.into()))) {
+    let mut line = match in_time(Line::answer(Box::new(channel))).await {
         Ok(line) => line,
         Err(error) => {
             tracing::warn!(peer = name, error = story(&error), "no conversation with the peer");
