@@ -173,8 +173,10 @@ impl Service {
         let ok = |stdout: String| HookAnswer { exit: 0, stdout, stderr: String::new() };
         match request.operation.as_str() {
             "status" => {
-                let status = self.status().await;
-                let _ = answer.send(ok(serde_json::to_string(&status).unwrap_or_default()));
+                let status = self.status();
+                tokio::task::spawn_local(async move {
+                    let _ = answer.send(ok(serde_json::to_string(&status.await).unwrap_or_default()));
+                });
             }
             "forecast" if request.sub.is_empty() => self.forecast(request.vm, answer),
             "release" if request.sub.is_empty() => {
@@ -433,27 +435,32 @@ impl Service {
         let _ = tokio::time::timeout(LEAVE, futures_util::future::join_all(leaving)).await;
     }
 
-    async fn status(&self) -> Status {
-        let mut migrations = Vec::new();
+    /// Every migration is asked at its own task, which may be busy for a while: nobody else waits for that.
+    fn status(&self) -> impl Future<Output = Status> + use<> {
+        let (host, mut asked) = (self.host.clone(), Vec::new());
         for (_, inbox) in self.departures.values() {
             let (answer, answered) = oneshot::channel();
             let _ = inbox.send(departure::News::Status(answer));
-            migrations.extend(answered.await.ok());
+            asked.push(answered);
         }
         for (_, inbox) in self.arrivals.values() {
             let (answer, answered) = oneshot::channel();
             let _ = inbox.send(arrival::News::Status(answer));
-            migrations.extend(answered.await.ok());
+            asked.push(answered);
         }
-        let tunnels = self.host.tunnels.list_ours().await.unwrap_or_default();
-        let mut crossed = Vec::new();
-        for tunnel in &tunnels {
-            if let Ok(Some(counts)) = filters::counts(*tunnel).await {
-                crossed.push(Crossed { tunnel: *tunnel, counts });
+        async move {
+            let answered = futures_util::future::join_all(asked).await;
+            let migrations = answered.into_iter().flatten().collect();
+            let tunnels = host.tunnels.list_ours().await.unwrap_or_default();
+            let mut crossed = Vec::new();
+            for tunnel in &tunnels {
+                if let Ok(Some(counts)) = filters::counts(*tunnel).await {
+                    crossed.push(Crossed { tunnel: *tunnel, counts });
+                }
             }
+            let vms = host.inventory.borrow().all().cloned().collect();
+            Status { host: host.config.name.clone(), vms, migrations, tunnels, crossed, moved: host.moves.all() }
         }
-        let vms = self.host.inventory.borrow().all().cloned().collect();
-        Status { host: self.host.config.name.clone(), vms, migrations, tunnels, crossed, moved: self.host.moves.all() }
     }
 
     /// What would become of a VM's connections, asked by way of whoever has a line to the guest: a virtio-serial port
