@@ -1,6 +1,9 @@
 //! Cards, addresses, rules, routes and parameters: set, found again, and gone without residue.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use lsm_guest::{
     netlink::Changed,
@@ -21,6 +24,20 @@ pub(crate) fn state() -> String {
     ["ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -o address"]
         .map(run)
         .join("\n")
+}
+
+/// The same, once the kernel has done all that it does on its own when these cards come up.
+fn settled(cards: &[&str]) -> String {
+    let begun = Instant::now();
+    loop {
+        let now = state();
+        let multicast = |card: &&str| now.contains(&format!("ff00::/8 dev {card} table local"));
+        if cards.iter().all(multicast) && !now.contains("linkdown") && !now.contains("tentative") {
+            return now;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "awaited the routes of {cards:?} that are up: {now}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Link-local addresses come and settle in their own time; without them, states can be compared.
@@ -77,7 +94,7 @@ fn rules_and_tables_come_and_go_without_residue() {
         run("ip rule add from 192.0.2.99 lookup 99 priority 99");
         let index = if_nametoindex("a").unwrap();
         let mut routing = Routing::open().unwrap();
-        let before = state();
+        let before = settled(&["a", "g"]);
         let cases = [
             ("192.0.2.7", 24, "192.0.2.254", 1001, "203.0.113.9"),
             ("192.0.2.7", 24, "198.51.100.1", 1002, "203.0.113.9"), // onlink
@@ -128,7 +145,7 @@ fn a_default_route_is_replaced_in_place_and_restored_as_it_was() {
         run("ip -6 route add default via 2001:db8:a::fe dev a proto static metric 100 pref high");
         let (a, b) = (if_nametoindex("a").unwrap(), if_nametoindex("b").unwrap());
         let mut routing = Routing::open().unwrap();
-        let before = state();
+        let before = settled(&["a", "ga", "b", "gb"]);
         let found = routing.default_routes().unwrap();
         let brief: Vec<_> = found.iter().map(|route| (route.v6, route.gateway, route.ifindex, route.metric)).collect();
         let expected = [
