@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{adopt, check, config, hook, init, service, status, story};
+use crate::{adopt, check, config, estimate, hook, init, service, status, story};
 use clap::{Parser, Subcommand};
 use lsm_protocol::{Mac, finding::Verdict, forecast::Shown};
 
@@ -37,6 +37,20 @@ enum Command {
         vm: String,
         #[arg(long)]
         json: bool,
+    },
+    /// Say what a move would take: time, data and pause, by each way, and what to type. Watches the VM for a few seconds.
+    Estimate {
+        vm: String,
+        /// The other host, as [peer.NAME] calls it.
+        #[arg(long)]
+        to: String,
+        /// What a stream to there gets, in Mbit/s. Without it, the speed of the card that leads there.
+        #[arg(long, value_parser = rate)]
+        rate: Option<f64>,
+        #[arg(long)]
+        json: bool,
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
     },
     /// Write host.toml from what this host has: bridges, addresses, certificates.
     Init {
@@ -83,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Init { arguments, config } => init::init(&arguments, &config),
         Command::Adopt { arguments, mac, config } => adopt::adopt(&arguments, mac, &config),
         Command::Disown(arguments) => adopt::disown(&arguments),
+        Command::Estimate { vm, to, rate, json, config } => show_estimate(&vm, &to, rate, json, &config),
         Command::Release { vm } => ask("release", &vm).map(|text| print!("{text}")),
     };
     match done {
@@ -132,6 +147,26 @@ fn show_forecast(vm: &str, json: bool) -> Result<(), String> {
         let shown: Shown =
             serde_json::from_str(&text).map_err(|e| format!("cannot understand the service's answer: {e}"))?;
         print!("{shown}");
+    }
+    Ok(())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let mbit = text.parse::<f64>().ok().filter(|mbit| (0.001..=1e7).contains(mbit));
+    mbit.ok_or_else(|| "a rate is a number of Mbit/s, such as 200".to_owned())
+}
+
+fn show_estimate(vm: &str, to: &str, rate: Option<f64>, json: bool, path: &std::path::Path) -> Result<(), String> {
+    let config = config::Config::load(path).map_err(|e| story(&e))?;
+    let identity = crate::peer::Identity::load(&config.tls).map_err(|e| story(&e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let told = |what: &str| eprintln!("lsm-hook: {what}");
+    let estimate =
+        runtime.block_on(estimate::estimate(&config, &identity, vm, to, rate, told)).map_err(|e| story(&e))?;
+    if json {
+        println!("{}", serde_json::to_string(&estimate).map_err(|e| e.to_string())?);
+    } else {
+        print!("{estimate}");
     }
     Ok(())
 }

@@ -43,6 +43,8 @@ pub struct Domain {
     pub has_vsock: bool,
     /// The guest's address on vsock.
     pub vsock_cid: Option<u32>,
+    /// Disks of this host that libvirt copies where it is told to copy storage, by their names in the VM (`vda`).
+    pub disks: Vec<String>,
 }
 
 impl Domain {
@@ -148,6 +150,13 @@ impl Domain {
         let guest_channel = channel.and_then(|c| child(c, "source")?.attribute("path")).map(PathBuf::from);
         let vsock = || devices().flat_map(|d| children(d, "vsock"));
         let vsock_cid = vsock().find_map(|v| child(v, "cid")?.attribute("address")?.trim().parse().ok());
+        let disks = devices()
+            .flat_map(|d| children(d, "disk"))
+            .filter(|disk| matches!(disk.attribute("device"), None | Some("disk")))
+            .filter(|disk| matches!(disk.attribute("type"), Some("file" | "block")))
+            .filter(|disk| child(*disk, "readonly").is_none() && child(*disk, "shareable").is_none())
+            .filter_map(|disk| Some(child(disk, "target")?.attribute("dev")?.to_owned()))
+            .collect();
         Ok(Self {
             name,
             uuid,
@@ -157,6 +166,7 @@ impl Domain {
             guest_channel,
             has_vsock: vsock().next().is_some(),
             vsock_cid,
+            disks,
         })
     }
 }

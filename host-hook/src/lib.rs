@@ -11,6 +11,7 @@ pub mod config;
 mod departure;
 pub mod divert;
 pub mod domain;
+pub mod estimate;
 pub mod filters;
 mod foresight;
 mod guest_line;

@@ -7,6 +7,7 @@ mod bus;
 pub mod command;
 mod domains;
 pub(crate) mod job;
+mod stats;
 pub(crate) mod virsh;
 
 use std::{
@@ -19,6 +20,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 pub use self::{
     domains::{Domains, State, description, domains},
     job::{Jobs, Progress},
+    stats::{Dirtied, Power, Stats, compresses_in_parallel, described, dirtied, stats},
 };
 
 /// Where libvirt is found.

@@ -22,6 +22,7 @@ pub mod middlebox;
 pub mod needs;
 pub mod netns;
 pub mod pki;
+pub mod planning;
 pub mod report;
 pub mod shell;
 pub mod site;

@@ -37,8 +37,16 @@ pub struct StageOptions {
     pub vcpus: u32,
     /// Cores that are for them alone.
     pub cores: Option<Cores>,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
     /// How hosts reach the VM's agent.
     pub channel: Channel,
+    /// Programs of the lab's that the VM has too.
+    pub programs: Vec<String>,
+    /// More modules for its kernel.
+    pub modules: Vec<String>,
+    /// More devices, as XML.
+    pub devices: String,
 }
 
 impl Default for StageOptions {
@@ -51,7 +59,11 @@ impl Default for StageOptions {
             metadata: true,
             vcpus: 1,
             cores: None,
+            memory_mib: 256,
             channel: Channel::Serial,
+            programs: Vec::new(),
+            modules: Vec::new(),
+            devices: String::new(),
         }
     }
 }
@@ -115,7 +127,19 @@ impl Stage {
     ///
     /// # Errors
     /// Whatever did not come up, with its own words.
-    pub fn set(options: &StageOptions, mut told: impl FnMut(&str)) -> Result<Stage> {
+    pub fn set(options: &StageOptions, told: impl FnMut(&str)) -> Result<Stage> {
+        Stage::set_with(options, told, |_| Ok(()))
+    }
+
+    /// The same, with something done to each site before the VM boots.
+    ///
+    /// # Errors
+    /// Whatever did not come up, with its own words.
+    pub fn set_with(
+        options: &StageOptions,
+        mut told: impl FnMut(&str),
+        mut prepare: impl FnMut(&Site) -> Result<()>,
+    ) -> Result<Stage> {
         let hook = static_program("lsm-hook", "lsm-hook")?;
         // The agent runs as its unit has it. The traffic has a real-time priority too: it is there to show what the
         // network does, not how an emulated CPU divides its time over a queue of waiting frames.
@@ -125,6 +149,12 @@ impl Stage {
         if options.agent {
             let agent = static_program("lsm-guest", "lsm-guest")?;
             image = image.program(&agent)?.service("lsm-guest", AGENT);
+        }
+        for module in &options.modules {
+            image = image.module(module);
+        }
+        for name in &options.programs {
+            image = image.program(&static_program("lsm-tests", name)?)?;
         }
         if options.channel == Channel::VsockDevice {
             image = image.module("vsock_loopback").program(&static_program("lsm-tests", "lab-vsock")?)?;
@@ -147,6 +177,7 @@ impl Stage {
                 kvm,
             };
             let site = Site::start(&topology, &lab, &plan.name, &authority, &site_options)?;
+            prepare(&site)?;
             services.push(serve(&site, &hook)?);
             let mut monitor = site.command("virsh");
             monitor.args(["--quiet", "--connect", "qemu:///system", "qemu-monitor-event", "--loop"]);
@@ -158,7 +189,9 @@ impl Stage {
         domain.kvm = kvm;
         domain.vcpus = options.vcpus;
         domain.cores = options.cores.clone();
+        domain.memory_mib = options.memory_mib;
         domain.channel = options.channel;
+        domain.devices.clone_from(&options.devices);
         if !options.metadata {
             domain.metadata = None;
         }
@@ -260,6 +293,12 @@ impl Stage {
     /// The VM does not answer.
     pub fn start_agent(&self) -> Result<()> {
         self.guest.must(&format!("({AGENT} </dev/null >>/var/log/lsm-guest.log 2>&1 &)")).map(drop)
+    }
+
+    /// The host's program, as sites can run it.
+    #[must_use]
+    pub fn hook(&self) -> &std::path::Path {
+        &self.hook
     }
 
     /// The operator's `lsm-hook` there.

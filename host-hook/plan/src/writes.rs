@@ -66,13 +66,14 @@ impl Writes {
     /// What is different after so long.
     #[must_use]
     pub fn within(&self, seconds: f64) -> f64 {
-        self.0.iter().map(|class| class.bytes * (seconds / class.period).min(1.0)).sum()
+        // Not `sum`, whose nothing is -0.
+        self.0.iter().fold(0.0, |all, class| all + class.bytes * (seconds / class.period).min(1.0))
     }
 
     /// Bytes that begin to differ per second, from the first moment on.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.0.iter().map(|class| class.bytes / class.period).sum()
+        self.0.iter().fold(0.0, |all, class| all + class.bytes / class.period)
     }
 
     pub(crate) fn classes(&self) -> &[Class] {

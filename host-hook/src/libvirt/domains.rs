@@ -1,11 +1,10 @@
 //! Which domains run here, asked afresh: for what no event told.
 
-use std::{collections::BTreeMap, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use tokio::process::Command;
 use zbus::{Connection, OwnedObjectPath};
 
-use super::{LibvirtError, Place, bus};
+use super::{LibvirtError, Place, bus, virsh::ask};
 
 /// A libvirt that has not answered by then is asked again later.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,7 +52,7 @@ pub async fn description(place: &Place, uuid: &str) -> Result<String, LibvirtErr
                 let answer = bus.call_method(Some(bus::SERVICE), object, Some(bus::DOMAIN), "GetXMLDesc", &0_u32);
                 Ok(answer.await?.body().deserialize()?)
             }
-            Way::Virsh => virsh(place, &["dumpxml", uuid]).await,
+            Way::Virsh => ask(place, &["dumpxml", uuid]).await,
         }
     };
     tokio::time::timeout(PATIENCE, ask).await.unwrap_or(Err(LibvirtError::Silent(PATIENCE)))
@@ -85,22 +84,9 @@ impl Way {
             Way::Virsh => {
                 let arguments =
                     if which == PAUSED { ["list", "--uuid", "--state-paused"].as_slice() } else { &["list", "--uuid"] };
-                let said = virsh(place, arguments).await?;
+                let said = ask(place, arguments).await?;
                 Ok(said.split_whitespace().map(str::to_owned).collect())
             }
         }
     }
-}
-
-async fn virsh(place: &Place, arguments: &[&str]) -> Result<String, LibvirtError> {
-    let mut command = Command::new(&place.virsh);
-    command.args(["-q", "-c", &place.uri]).args(arguments);
-    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await;
-    let output = output.map_err(|source| LibvirtError::Run { program: place.virsh.clone(), source })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(LibvirtError::Virsh { domain: arguments.last().unwrap_or(&"").to_string(), said });
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -13,6 +13,20 @@ use super::{Ending, LibvirtError, Notice, Place, What, Whose, now};
 /// `virsh event` says nothing until there is an event. One that lives for so long has connected and listens.
 const CONNECTED: Duration = Duration::from_secs(1);
 
+/// What virsh answers. The last argument is the domain, or whatever else the question is about.
+pub(super) async fn ask(place: &Place, arguments: &[&str]) -> Result<String, LibvirtError> {
+    let mut command = Command::new(&place.virsh);
+    command.args(["-q", "-c", &place.uri]).args(arguments);
+    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await;
+    let output = output.map_err(|source| LibvirtError::Run { program: place.virsh.clone(), source })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(LibvirtError::Virsh { domain: arguments.last().unwrap_or(&"").to_string(), said });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Passes libvirt's events on until the child ends.
 pub(super) async fn lifecycle(place: &Place, notices: &mpsc::Sender<Notice>) -> Result<(), LibvirtError> {
     let connected = async {
