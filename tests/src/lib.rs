@@ -28,6 +28,7 @@ pub mod shell;
 pub mod site;
 pub mod snapshot;
 pub mod stage;
+pub mod streams;
 pub mod topology;
 pub mod traffic;
 pub mod vsock_device;

@@ -232,10 +232,23 @@ impl Site {
     /// # Errors
     /// It did not come back.
     pub fn restart_libvirtd(&self) -> Result<()> {
+        self.restart_with(self.command("libvirtd"))
+    }
+
+    /// The same under `mptcpize`, which libvirtd hands on to each QEMU that it starts.
+    ///
+    /// # Errors
+    /// It did not come back.
+    pub fn restart_libvirtd_with_mptcp(&self) -> Result<()> {
+        let mut libvirtd = self.command("mptcpize");
+        libvirtd.args(["run", "libvirtd"]);
+        self.restart_with(libvirtd)
+    }
+
+    fn restart_with(&self, mut again: Command) -> Result<()> {
         let pid = fs::read_to_string(self.dir.join("run/libvirtd.pid")).during(|| "read libvirtd's pid file".into())?;
         run(self.command("bash").args(["-c", &format!("kill -KILL {}", pid.trim())]))?;
         let _ = fs::remove_file(self.dir.join("run/libvirt/libvirt-sock"));
-        let mut again = self.command("libvirtd");
         again.args(["--listen", "--daemon", "--config", "/etc/libvirt/libvirtd.conf"]);
         run(again.args(["--pid-file", "/run/libvirtd.pid"]).stdout(Stdio::null()))?;
         wait_for("libvirtd", Duration::from_secs(20), || self.answers().then_some(()))
