@@ -4,6 +4,7 @@
 //! death of the lab's process.
 
 pub mod accelerator;
+pub mod bench;
 pub mod capture;
 pub mod carry;
 pub mod channel_proxy;

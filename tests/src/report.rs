@@ -6,6 +6,7 @@ mod chart;
 mod html;
 mod table;
 
+pub(crate) use chart::{escape, number, step};
 pub use html::{Curves, Mark, html};
 pub use table::{comparison, table};
 

@@ -39,12 +39,12 @@ const ROW: f64 = 15.0;
 const LETTER: f64 = 6.3;
 
 /// Escapes what is special in XML.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// Round steps that divide `span` into about `wanted` parts.
-fn step(span: f64, wanted: f64) -> f64 {
+pub(crate) fn step(span: f64, wanted: f64) -> f64 {
     let rough = (span / wanted).max(1e-9);
     let magnitude = 10_f64.powf(rough.log10().floor());
     let factor = rough / magnitude;
@@ -60,7 +60,7 @@ fn step(span: f64, wanted: f64) -> f64 {
         }
 }
 
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if value == value.round() { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 

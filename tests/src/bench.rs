@@ -1,0 +1,163 @@
+//! `tests/bench`: what the papers ran, and what they did not. Each benchmark is a list of points, each measured several
+//! times; what has been measured is kept, so that a run goes on where another was interrupted.
+
+mod figure_12;
+mod harney;
+mod hook_call;
+mod notes;
+mod page;
+mod planned;
+mod plot;
+mod stream;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde_json::Value;
+
+use self::{notes::Notes, page::Page};
+use crate::shell::{During as _, Result};
+
+/// A thing to measure, and how often.
+struct Point {
+    key: String,
+    times: usize,
+}
+
+/// Measures a point once.
+type Measure = Box<dyn FnMut(&str) -> Result<Value>>;
+
+/// One benchmark.
+struct Benchmark {
+    name: &'static str,
+    title: &'static str,
+    points: fn(quick: bool) -> Vec<Point>,
+    /// Called when there is something to measure: what it builds serves all points.
+    begin: fn() -> Result<Measure>,
+    /// What the numbers say, as far as there are some.
+    show: fn(&Notes, &mut Page),
+}
+
+const ALL: [&Benchmark; 5] = [
+    &stream::BENCHMARK,
+    &figure_12::BENCHMARK,
+    &planned::BENCHMARK,
+    &harney::BENCHMARK,
+    &hook_call::BENCHMARK,
+];
+
+/// What the operator of the bench wants.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// This one only.
+    pub only: Option<String>,
+    /// Few points, each once. Kept apart from what a whole run measures, and not published.
+    pub quick: bool,
+    /// Forget what was measured.
+    pub fresh: bool,
+    /// Where measurements are kept.
+    pub kept: PathBuf,
+    /// Where the page and its pictures go.
+    pub results: PathBuf,
+}
+
+/// The names of all benchmarks.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|one| one.name).collect()
+}
+
+/// Measures what is missing and writes the page.
+///
+/// # Errors
+/// What could not be measured; the rest was, and is kept.
+pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<()> {
+    fs::create_dir_all(&options.kept).during(|| format!("make {}", options.kept.display()))?;
+    let wanted = |one: &&&Benchmark| options.only.as_deref().is_none_or(|name| name == one.name);
+    let mut failed = None;
+    for one in ALL.iter().filter(wanted) {
+        let mut notes = notes_of(one, options);
+        if options.fresh {
+            notes.forget()?;
+        }
+        if let Err(error) = measure(one, options.quick, &mut notes, say) {
+            say(&format!("{}: {}", one.name, crate::shell::chain(&error)));
+            failed = Some(error);
+        }
+    }
+    if !options.quick {
+        write(options)?;
+        say(&format!("wrote {}", options.results.join("RESULTS.md").display()));
+    } else {
+        for one in ALL.iter().filter(wanted) {
+            let mut page = Page::new(one.name);
+            (one.show)(&notes_of(one, options), &mut page);
+            say(page.text());
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn notes_of(one: &Benchmark, options: &BenchOptions) -> Notes {
+    let kind = if options.quick { ".quick" } else { "" };
+    Notes::open(options.kept.join(format!("{}{kind}.json", one.name)))
+}
+
+fn measure(one: &Benchmark, quick: bool, notes: &mut Notes, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let points = (one.points)(quick);
+    let total: usize = points.iter().map(|point| point.times).sum();
+    let mut done: usize = points.iter().map(|point| notes.count(&point.key).min(point.times)).sum();
+    let mut begun: Option<Measure> = None;
+    for point in &points {
+        while notes.count(&point.key) < point.times {
+            let measure = match &mut begun {
+                Some(measure) => measure,
+                None => begun.insert((one.begin)()?),
+            };
+            let start = Instant::now();
+            notes.put(&point.key, measure(&point.key)?)?;
+            done += 1;
+            say(&format!("{} {done}/{total}: {} ({:.1} s)", one.name, point.key, start.elapsed().as_secs_f64()));
+        }
+    }
+    Ok(())
+}
+
+fn write(options: &BenchOptions) -> Result<()> {
+    let mut text = page::head();
+    for one in ALL {
+        let notes = notes_of(one, options);
+        let mut page = Page::new(one.name);
+        text.push_str(&format!("\n## {}\n\n", one.title));
+        let points = (one.points)(false);
+        let (measured, wanted) = points.iter().fold((0, 0), |(measured, wanted), point| {
+            (measured + notes.count(&point.key).min(point.times), wanted + point.times)
+        });
+        if measured == 0 {
+            text.push_str(&format!("Not yet run: `sudo tests/bench --only {}`.\n", one.name));
+            continue;
+        }
+        if measured < wanted {
+            text.push_str(&format!(
+                "{measured} of {wanted} measurements made; `sudo tests/bench --only {}` makes the rest.\n\n",
+                one.name
+            ));
+        }
+        (one.show)(&notes, &mut page);
+        text.push_str(page.text());
+        page.write_pictures(&options.results)?;
+    }
+    let path = options.results.join("RESULTS.md");
+    fs::write(&path, text).during(|| format!("write {}", path.display()))
+}
+
+/// Where a page's pictures are, beside it.
+fn pictures(results: &Path) -> PathBuf {
+    results.join("docs/results")
+}
+
+#[cfg(test)]
+mod tests;
