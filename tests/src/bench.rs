@@ -41,13 +41,8 @@ struct Benchmark {
     show: fn(&Notes, &mut Page),
 }
 
-const ALL: [&Benchmark; 5] = [
-    &stream::BENCHMARK,
-    &figure_12::BENCHMARK,
-    &planned::BENCHMARK,
-    &harney::BENCHMARK,
-    &hook_call::BENCHMARK,
-];
+const ALL: [&Benchmark; 5] =
+    [&stream::BENCHMARK, &figure_12::BENCHMARK, &planned::BENCHMARK, &harney::BENCHMARK, &hook_call::BENCHMARK];
 
 /// What the operator of the bench wants.
 #[derive(Debug, Clone)]

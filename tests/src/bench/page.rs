@@ -65,12 +65,11 @@ pub(super) fn head() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
         "# Results\n\nWritten by `sudo tests/bench`; no number here was written by hand. Medians, and smallest to largest \
-         in parentheses.\n\nLast written {} on Linux {}, {cpus} CPUs, {}, libvirt {}, {}.\n",
+         in parentheses.\n\nLast written {} on Linux {}, {cpus} CPUs, {}, libvirt {}.\n",
         word("date", &["+%Y-%m-%d"]),
         word("uname", &["-r"]),
         word("qemu-system-x86_64", &["--version"]),
         word("virsh", &["--version"]),
-        if Path::new("/dev/kvm").exists() { "KVM where it works" } else { "VMs emulated (no KVM)" },
     )
 }
 
