@@ -17,6 +17,7 @@ use lsm_protocol::{
     Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest,
     forecast::{Forecast, Shown},
     guest::holds::Hold,
+    report::Report,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -47,6 +48,10 @@ pub enum Call {
     },
     Forecast {
         answer: oneshot::Sender<Result<Forecast, String>>,
+    },
+    /// The reports of past migrations, the oldest first.
+    History {
+        answer: oneshot::Sender<Vec<Report>>,
     },
     /// Which orders a message would bring, without carrying them out.
     Rehearse {
@@ -249,6 +254,13 @@ impl Interface {
         serde_json::to_string(&Shown::from(&forecast)).map_err(|error| fdo::Error::Failed(error.to_string()))
     }
 
+    /// The reports of past migrations as JSON, the oldest first: all, or those whose id begins like this.
+    async fn history(&self, id: &str) -> fdo::Result<String> {
+        let mut reports = self.ask(|answer| Call::History { answer }).await?;
+        reports.retain(|report| report.migration.to_string().starts_with(id));
+        serde_json::to_string(&reports).map_err(|error| fdo::Error::Failed(error.to_string()))
+    }
+
     /// Leaves the old path for good: with `cut` whoever still uses it, else only if nobody does.
     async fn settle(
         &self,
@@ -378,7 +390,7 @@ impl Interface {
 
     async fn migration(&self) -> fdo::Result<MigrationId> {
         let status = self.ask(|answer| Call::Status { answer }).await?;
-        let id = status.migration.as_deref().and_then(parse_id);
+        let id = status.migration.as_deref().and_then(MigrationId::parse);
         id.ok_or_else(|| fdo::Error::Failed(Refusal::NotPrepared.to_string()))
     }
 }
@@ -478,14 +490,6 @@ fn random() -> io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
-}
-
-fn parse_id(text: &str) -> Option<MigrationId> {
-    let mut id = [0; 16];
-    for (i, byte) in id.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
-    }
-    (text.len() == 32).then_some(MigrationId(id))
 }
 
 #[cfg(test)]

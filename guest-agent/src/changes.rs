@@ -6,7 +6,13 @@ use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 use lsm_protocol::guest::Event;
 use tokio::sync::{Notify, mpsc};
 
-use crate::{closures::Closures, mptcp::Events, netlink::Error, path::chain, routing::Watch};
+use crate::{
+    closures::Closures,
+    mptcp::{Event as Told, Events, Notice},
+    netlink::Error,
+    path::chain,
+    routing::Watch,
+};
 
 /// Changes of subflows within this time are counted once: a dump is not made per event.
 const COALESCE: Duration = Duration::from_millis(5);
@@ -19,14 +25,27 @@ const CLOSURES: Duration = Duration::from_millis(100);
 /// Whoever rewrites rules or routes changes several: looked at once.
 const ROUTES: Duration = Duration::from_millis(50);
 
+/// A subflow that ended with an error: its connection's token, and the errno.
+pub type Failed = (u32, u8);
+
 /// What the path manager tells, until it cannot be heard any more. `counting`: how long the last count took.
-pub async fn watch_subflows(mut events: Events, facts: mpsc::UnboundedSender<Event>, counting: Rc<Cell<Duration>>) {
+pub async fn watch_subflows(
+    mut events: Events,
+    facts: mpsc::UnboundedSender<Event>,
+    failures: mpsc::UnboundedSender<Failed>,
+    counting: Rc<Cell<Duration>>,
+) {
     let changed = Rc::new(Notify::new());
     let wake = changed.clone();
     let listen = async move {
         loop {
             match events.next().await {
-                Ok(_) => wake.notify_one(), // an overrun too is worth a count
+                Ok(told) => {
+                    if let Notice::Event(Told { token, error: Some(errno @ 1..), .. }) = told {
+                        let _ = failures.send((token, errno));
+                    }
+                    wake.notify_one(); // an overrun too is worth a count
+                }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "no word from the path manager; counting on schedule only");
                     return;

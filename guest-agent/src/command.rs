@@ -9,7 +9,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use crate::{bus, config};
 use clap::{Parser, Subcommand, ValueEnum};
-use lsm_protocol::forecast::Shown;
+use lsm_protocol::{forecast::Shown, report::Report};
 use tokio::net::UnixStream;
 
 /// Keeps this VM's Multipath TCP connections alive while it moves to another site.
@@ -82,6 +82,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what past migrations did to each connection: all, or those whose id begins like this.
+    History {
+        #[arg(default_value = "")]
+        id: String,
+        #[arg(long)]
+        json: bool,
+    },
     /// Leave the old path for good, if nobody needs it any more.
     Settle {
         /// End the connections that still need it.
@@ -135,6 +142,7 @@ trait Guest1 {
     ) -> zbus::Result<String>;
     fn switch(&self, to: &str, dry_run: bool) -> zbus::Result<Vec<String>>;
     fn forecast(&self) -> zbus::Result<String>;
+    fn history(&self, id: &str) -> zbus::Result<String>;
     fn settle(&self, cut: bool) -> zbus::Result<()>;
     fn abort(&self) -> zbus::Result<()>;
     fn arrived(&self) -> zbus::Result<()>;
@@ -151,7 +159,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { directory, command } = arguments;
     match &command {
         Command::Run { config } => {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+            lsm_records::journal::init("lsm-guest");
             return crate::daemon::run(&directory, config).await;
         }
         Command::Force(arguments) => return force::run(arguments, &directory),
@@ -233,6 +241,16 @@ async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
             } else {
                 let shown: Shown = serde_json::from_str(&text).map_err(|e| zbus::Error::Failure(e.to_string()))?;
                 print!("{shown}");
+            }
+        }
+        Command::History { id, json } => {
+            let text = guest.history(&id).await?;
+            if json {
+                println!("{text}");
+            } else {
+                let reports: Vec<Report> =
+                    serde_json::from_str(&text).map_err(|e| zbus::Error::Failure(e.to_string()))?;
+                reports.iter().for_each(|report| print!("{report}"));
             }
         }
         Command::Settle { cut, json } => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use lsm_protocol::{Millis, guest::HOLD};
+use lsm_records::places::Places;
 use serde::{Deserialize, Serialize};
 use toml::{Spanned, Value};
 
@@ -27,11 +28,18 @@ pub struct Config {
     pub hold_limit: Millis,
     /// How long each script of `switched.d` may run.
     pub script_deadline: Duration,
+    /// Where the reports of moves go.
+    pub reports: Places,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { mptcp: Mptcp::default(), hold_limit: HOLD, script_deadline: lsm_scripts::DEADLINE }
+        Config {
+            mptcp: Mptcp::default(),
+            hold_limit: HOLD,
+            script_deadline: lsm_scripts::DEADLINE,
+            reports: Places::default(),
+        }
     }
 }
 
@@ -122,6 +130,10 @@ impl Config {
             let at = seconds.span().start;
             config.script_deadline = lsm_scripts::deadline(seconds.into_inner()).map_err(|what| Wrong { at, what })?;
         }
+        if let Some(reports) = file.reports {
+            let at = reports.span().start;
+            config.reports = reports.into_inner().checked().map_err(|what| Wrong { at, what })?;
+        }
         Ok(config)
     }
 }
@@ -191,6 +203,7 @@ struct File {
     hold: HoldSection,
     #[serde(default)]
     scripts: ScriptsSection,
+    reports: Option<Spanned<Places>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -236,7 +249,7 @@ mod tests {
         assert_eq!(Config::parse(shipped).unwrap(), Config::default());
         let keys = shipped.lines().filter_map(|line| line.strip_prefix('#').filter(|l| l.contains(" = ")));
         let keys: Vec<&str> = keys.filter(|line| !line.starts_with(' ')).collect();
-        assert_eq!(keys.len(), 4, "{keys:?}");
+        assert_eq!(keys.len(), 6, "{keys:?}");
         let active = |line: &'static str| line.strip_prefix('#').filter(|key| keys.contains(key)).unwrap_or(line);
         let spelled_out = shipped.lines().map(active).collect::<Vec<_>>().join("\n");
         assert_eq!(Config::parse(&spelled_out).unwrap(), Config::default());
@@ -254,6 +267,10 @@ mod tests {
         assert_eq!(except, units(&["a.service"]));
         let times = Config::parse("hold.limit_ms = 0\nscripts.deadline_s = 600").unwrap();
         assert_eq!((times.hold_limit, times.script_deadline), (0, Duration::from_secs(600)));
+        let reports = Config::parse("[reports]\nhistory = \"/h\"\nmetrics = \"/m\"").unwrap().reports;
+        assert_eq!((reports.history.as_path(), reports.collector()), (Path::new("/h"), Some(Path::new("/m"))));
+        let wrong = Config::parse("[reports]\nmetrics = \"m\"").unwrap_err();
+        assert_eq!(wrong.what, "m is not an absolute path of a directory");
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct Subflow {
     pub bytes_received: u64,
     /// Bytes written but not sent yet.
     pub unsent: u32,
+    /// Since data came last (or the subflow was made), in milliseconds.
+    pub silent_ms: u32,
     /// 0 for subflows of the kernel's own making.
     pub inode: u32,
 }
@@ -87,6 +89,8 @@ pub struct Legacy {
     pub rtt_us: u32,
     pub bytes_acked: u64,
     pub bytes_received: u64,
+    /// Since data came last (or the connection was made), in milliseconds.
+    pub silent_ms: u32,
     pub inode: u32,
 }
 
@@ -212,7 +216,7 @@ impl Sorter {
             Row::Listener(local) => self.snapshot.listeners.push(local),
             Row::Legacy(legacy) => self.snapshot.legacy.push(legacy),
             Row::Subflow { token, subflow } if self.remarks.get(&token) == Some(&Remark::FellBack) => {
-                let Subflow { local, remote, rtt_us, bytes_acked, bytes_received, inode, .. } = subflow;
+                let Subflow { local, remote, rtt_us, bytes_acked, bytes_received, silent_ms, inode, .. } = subflow;
                 let state = State::Established;
                 let obstacle = Obstacle::FellBack;
                 self.snapshot.legacy.push(Legacy {
@@ -223,6 +227,7 @@ impl Sorter {
                     rtt_us,
                     bytes_acked,
                     bytes_received,
+                    silent_ms,
                     inode,
                 });
             }
@@ -301,6 +306,7 @@ pub(crate) fn read_row(payload: &[u8]) -> Option<Row> {
             bytes_acked: info.bytes_acked.saturating_sub(opened_by_us.into()),
             bytes_received: info.bytes_received,
             unsent: info.unsent,
+            silent_ms: info.silent_ms,
             inode,
         };
         return Some(Row::Subflow { token: ulp.token, subflow });
@@ -311,9 +317,9 @@ pub(crate) fn read_row(payload: &[u8]) -> Option<Row> {
         CLOSE_WAIT => State::HalfClosedByPeer,
         _ => return None,
     };
-    let TcpInfo { rtt_us, bytes_acked, bytes_received, .. } = info;
+    let TcpInfo { rtt_us, bytes_acked, bytes_received, silent_ms, .. } = info;
     let obstacle = if ulp.is_some() { Obstacle::Unanswered } else { Obstacle::Plain };
-    Some(Row::Legacy(Legacy { obstacle, local, remote, state, rtt_us, bytes_acked, bytes_received, inode }))
+    Some(Row::Legacy(Legacy { obstacle, local, remote, state, rtt_us, bytes_acked, bytes_received, silent_ms, inode }))
 }
 
 /// The local address in a row (struct inet_diag_msg).
@@ -338,6 +344,7 @@ struct TcpInfo {
     bytes_acked: u64,
     bytes_received: u64,
     unsent: u32,
+    silent_ms: u32,
 }
 
 impl TcpInfo {
@@ -346,6 +353,7 @@ impl TcpInfo {
         let short = |offset| u32_at(info, offset).unwrap_or_default();
         TcpInfo {
             unacked: short(24),
+            silent_ms: short(52),
             rtt_us: short(68),
             bytes_acked: long(120),
             bytes_received: long(128),
@@ -420,6 +428,7 @@ mod tests {
         fixed[8 + at - mapped.len()..8 + at].copy_from_slice(mapped);
         fixed[24 + at - mapped.len()..24 + at].copy_from_slice(mapped);
         let mut info = vec![0; 152];
+        info[52..56].copy_from_slice(&40u32.to_ne_bytes());
         info[68..72].copy_from_slice(&1500u32.to_ne_bytes());
         let mut message = Message::new(20, 0).raw(&fixed).attribute(ATTR_INFO, &info);
         if let Some(flags) = flags {
@@ -458,6 +467,7 @@ mod tests {
         assert_eq!(first.local, "192.0.2.1:80".parse().unwrap());
         assert_eq!(second.remote, "192.0.2.9:4000".parse().unwrap(), "a mapped address is shown as IPv4");
         assert_eq!((first.initial, first.backup, first.opened_by_us, first.rtt_us), (true, false, true, 1500));
+        assert_eq!((first.silent_ms, snapshot.legacy[0].silent_ms), (40, 40));
         assert_eq!((second.initial, second.backup, second.opened_by_us, second.local_id), (false, true, false, 3));
         assert_eq!((snapshot.legacy.len(), snapshot.listeners.len()), (2, 1));
         assert_eq!(snapshot.legacy[0].obstacle, Obstacle::Plain);

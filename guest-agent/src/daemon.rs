@@ -4,6 +4,7 @@ mod asked;
 mod background;
 mod log;
 mod orders;
+mod reports;
 mod telling;
 
 use std::{
@@ -20,6 +21,7 @@ use lsm_protocol::{
 };
 use tokio::sync::{Notify, broadcast, mpsc};
 
+use self::reports::Reports;
 use crate::{
     bus::{self, Bus},
     callers::Callers,
@@ -53,9 +55,11 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         let place = directory.display();
         format!("cannot keep state in {place}: {error}; see that it can be written and has room: df {place}; mount | grep run")
     })?;
+    let under_way = record.guest.migration();
     let (news_in, mut news) = mpsc::unbounded_channel();
     let (calls_in, mut calls) = mpsc::unbounded_channel();
     let (facts_in, mut facts) = mpsc::unbounded_channel();
+    let (failures_in, mut failures) = mpsc::unbounded_channel();
     let (moves, moves_out) = mpsc::unbounded_channel();
     let (told_in, mut told) = mpsc::unbounded_channel();
     let bus = Bus { calls: calls_in, signals: broadcast::channel(signals::BACKLOG).0 };
@@ -73,9 +77,10 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         holds: Holds::new(config.hold_limit),
         signals: bus.signals.clone(),
         moves,
+        reports: Reports::open(directory, &config.reports, under_way),
     };
     daemon.set_up()?;
-    tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, daemon.counting.clone()));
+    tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, failures_in, daemon.counting.clone()));
     let routes_changed = Rc::new(Notify::new());
     tokio::task::spawn_local(changes::tell_routes(path::upkeep::watch()?, routes_changed.clone()));
     tokio::spawn(vsock::listen(key.clone(), news_in.clone()));
@@ -95,6 +100,8 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             // First what cannot wait: the reset of the transport is the arrival.
             biased;
             Some(news) = news.recv() => daemon.hear(news).await,
+            // Before the count that they are worth.
+            Some((token, errno)) = failures.recv() => daemon.subflow_failed(token, errno),
             Some(fact) = facts.recv() => daemon.feed(fact).await,
             Some(call) = calls.recv() => daemon.call(call).await,
             Some(one) = told.recv() => daemon.told(one),
@@ -157,6 +164,7 @@ struct Daemon {
     signals: broadcast::Sender<Signal>,
     /// To whoever runs the scripts.
     moves: mpsc::UnboundedSender<Move>,
+    reports: Reports,
 }
 
 impl Daemon {
@@ -204,6 +212,7 @@ impl Daemon {
     }
 
     fn save(&self) {
+        self.reports.save();
         if let Err(error) = self.record.save() {
             tracing::warn!(%error, "cannot save the state; a crash now would lose it");
         }

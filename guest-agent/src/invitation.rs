@@ -194,6 +194,7 @@ mod tests {
             bytes_acked: 0,
             bytes_received: 0,
             unsent: 0,
+            silent_ms: 0,
             inode: 0,
         }
     }

@@ -1,6 +1,7 @@
 //! What the guest agent is made of. The decisions are lsm-protocol's; the modules here translate between the
 //! kernel's words and ours.
 
+mod accounting;
 pub mod bus;
 mod callers;
 pub mod changes;

@@ -170,7 +170,7 @@ impl Record {
 /// Beside the state.
 const EVIDENCE: &str = "peers.json";
 
-fn read<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
+pub(crate) fn read<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
     match fs::read(file) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
             let aside = file.with_extension("json.unreadable");
@@ -183,7 +183,7 @@ fn read<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
     }
 }
 
-fn write(file: &Path, what: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write(file: &Path, what: &impl Serialize) -> io::Result<()> {
     let fresh = file.with_extension("json.new");
     let mut options = fs::OpenOptions::new();
     let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;

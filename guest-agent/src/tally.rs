@@ -131,6 +131,7 @@ mod tests {
             bytes_acked: carried,
             bytes_received: carried,
             unsent: u32::MAX,
+            silent_ms: 0,
             inode: 1,
         }
     }

@@ -18,6 +18,7 @@ use crate::{
     host::{Host, SPARE_BRIDGE, vni},
     peer_line::{self, PeerHandle, PeerNews},
     random::random,
+    report::Account,
     tunnel,
 };
 
@@ -145,6 +146,7 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
         remote: running.underlay,
         home_mtu: running.mtu,
         round_trip,
+        account: Account::default(),
     };
     Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news })))
 }

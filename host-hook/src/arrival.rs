@@ -10,6 +10,7 @@ use lsm_protocol::{
     Addresses, Addressing, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId, V4, V6,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
+    report::Ended,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +27,7 @@ use crate::{
     moved::Move,
     peer_line::{PeerHandle, PeerNews},
     replay::{Outlet, Recorder},
+    report::Account,
     story,
     tunnel::{
         self, TunnelError,
@@ -70,6 +72,9 @@ pub struct Saved {
     /// MTU of the LAN that the VM leaves, in bytes.
     pub home_mtu: u16,
     pub round_trip: Duration,
+    /// For the report.
+    #[serde(default)]
+    pub account: Account,
 }
 
 /// The hook that waits in `migrate begin`, and what it prints if all goes well.
@@ -91,13 +96,11 @@ pub struct Arrival {
     facts: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     /// The advance tunnel's removal.
     parting: clock::Later,
-    steps: clock::Steps,
     foresight: Foresight,
 }
 
 impl Arrival {
     pub fn new(host: Rc<Host>, saved: Saved, waiting: Option<Waiting>, peer: PeerHandle) -> Arrival {
-        let (facts, steps) = (mpsc::unbounded_channel(), clock::Steps::default());
         Arrival {
             host,
             saved,
@@ -106,9 +109,8 @@ impl Arrival {
             guest: None,
             recorder: None,
             divert: None,
-            facts,
+            facts: mpsc::unbounded_channel(),
             parting: clock::Later::default(),
-            steps,
             foresight: Foresight::default(),
         }
     }
@@ -143,7 +145,7 @@ impl Arrival {
                 Some(fact) = self.facts.1.recv() => fact,
                 news = inbox.recv() => match news {
                     Some(News::Started(vm)) => {
-                        self.steps.mark("started");
+                        self.saved.account.steps.mark("started");
                         self.watch(&vm, &offer).await;
                         self.saved.vm = Some(vm);
                         self.save(&offer);
@@ -204,13 +206,19 @@ impl Arrival {
             {
                 self.tell_moved(offer, from, to);
             }
+            if let Event::Guest(FromGuest::Report(report)) = &event {
+                self.saved.account.hear(offer, report.clone());
+            }
             let machine = std::mem::replace(&mut self.saved.machine, Destination::Gone);
-            let (machine, orders) = machine.handle(now(), event);
+            let before = machine.clone();
+            let (machine, orders) = machine.handle(now(), event.clone());
+            let ended = Ended::at_destination(&before, &event, &machine, &orders);
+            self.saved.account.ended = ended.or(self.saved.account.ended);
             self.saved.machine = machine;
             let name = self.saved.machine.name();
             if was != name {
                 let awaiting = self.saved.machine.deadline().map(|d| d.awaited);
-                self.steps.mark(name);
+                self.saved.account.steps.mark(name);
                 tracing::info!(vm = self.saved.name, migration = %offer.migration, from = was, to = name, why, awaiting, "state at the destination");
                 if settled {
                     self.host.inventory.borrow_mut().settle(offer.vm, offer.home.mac);
@@ -228,7 +236,10 @@ impl Arrival {
         for order in orders {
             match order {
                 Order::BuildEnds => events.push(match self.build(offer).await {
-                    Ok(()) => Event::Built,
+                    Ok(()) => {
+                        self.saved.account.steps.mark("tunnel ends built");
+                        Event::Built
+                    }
                     Err(why) => Event::BuildFailed(why),
                 }),
                 Order::TryTunnels => self.try_tunnels(offer),
@@ -261,6 +272,7 @@ impl Arrival {
                 Order::RemoveHome => {
                     self.part(offer).await;
                     self.remove(offer.home, offer).await;
+                    self.saved.account.steps.mark("home tunnel removed");
                 }
             }
         }
@@ -358,6 +370,7 @@ impl Arrival {
         let Some(recorder) = &self.recorder else { return };
         match recorder.replay(SystemTime::now() - self.saved.round_trip - NOTICE, outlet) {
             Ok(replayed) => {
+                self.saved.account.frames_replayed += replayed.sent;
                 tracing::info!(migration = %offer.migration, frames = replayed.sent, "new vNIC's frames wait at its tap, with those of the last round trip")
             }
             Err(error) => {
@@ -372,6 +385,7 @@ impl Arrival {
             self.keep_pointing(offer).await;
             self.recorder = None;
             self.remove(offer.advance, offer).await;
+            self.saved.account.steps.mark("advance tunnel removed");
         }
     }
 
@@ -437,6 +451,7 @@ impl Arrival {
                 "lsm-hook: VM {} is not prepared: {why}; its clients will join after arrival\n",
                 self.saved.name
             );
+            self.saved.account.why = Some(format!("the guest was not prepared: {why}"));
         }
         let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr });
     }
@@ -445,6 +460,7 @@ impl Arrival {
         let text =
             format!("lsm-hook: VM {} cannot move here from {}: {}\n", self.saved.name, self.saved.peer, story(why));
         tracing::warn!(vm = self.saved.name, why = story(why), "migration refused");
+        self.saved.account.why = Some(story(why));
         if let Some(Waiting { answer, .. }) = self.waiting.take() {
             let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr: text });
         }
@@ -457,6 +473,12 @@ impl Arrival {
             self.host.inventory.borrow_mut().release(offer.vm);
         }
         tracing::info!(vm = self.saved.name, migration = %offer.migration, "arrival over");
+        let account = std::mem::take(&mut self.saved.account);
+        let came = matches!(account.ended, Some(Ended::Settled | Ended::Released)).then(|| offer.vm.to_string());
+        let mut report = account.close("destination", &self.saved.name, &self.saved.peer, offer);
+        report.round_trip_ms = Some(self.saved.round_trip.as_secs_f64() * 1_000.0);
+        report.scripts = self.host.moves.scripts(offer.migration);
+        self.host.reports.hand_in(report, came);
     }
 
     fn save(&self, offer: &Offer) {
@@ -482,7 +504,7 @@ impl Arrival {
             offer,
             machine.name(),
             machine.deadline(),
-            &self.steps,
+            &self.saved.account.steps,
         )
         .counted(machine.counts())
     }

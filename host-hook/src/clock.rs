@@ -49,11 +49,11 @@ impl Later {
 }
 
 /// When a migration entered each of its states.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steps(pub Vec<Step>);
 
 /// One of them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub name: String,
     /// Milliseconds since 1970.

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{adopt, check, config, estimate, hook, init, service, status, story};
+use crate::{adopt, check, config, estimate, hook, init, report, service, status, story};
 use clap::{Parser, Subcommand};
 use lsm_protocol::{Mac, finding::Verdict, forecast::Shown};
 
@@ -47,6 +47,14 @@ enum Command {
         /// What a stream to there gets, in Mbit/s. Without it, the speed of the card that leads there.
         #[arg(long, value_parser = rate)]
         rate: Option<f64>,
+        #[arg(long)]
+        json: bool,
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Show what past migrations did, of all VMs or of one, as this host saw it.
+    History {
+        vm: Option<String>,
         #[arg(long)]
         json: bool,
         #[arg(long, default_value = config::DEFAULT_PATH)]
@@ -98,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Adopt { arguments, mac, config } => adopt::adopt(&arguments, mac, &config),
         Command::Disown(arguments) => adopt::disown(&arguments),
         Command::Estimate { vm, to, rate, json, config } => show_estimate(&vm, &to, rate, json, &config),
+        Command::History { vm, json, config } => show_history(vm.as_deref(), json, &config),
         Command::Release { vm } => ask("release", &vm).map(|text| print!("{text}")),
     };
     match done {
@@ -110,7 +119,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(config: &Path, directory: &std::path::Path) -> Result<(), String> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+    lsm_records::journal::init("lsm-hook");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     // Everything stays on this one thread; what a migration shares needs no locks.
     tokio::task::LocalSet::new().block_on(&runtime, service::serve(config, directory)).map_err(|e| story(&*e))
@@ -167,6 +176,19 @@ fn show_estimate(vm: &str, to: &str, rate: Option<f64>, json: bool, path: &std::
         println!("{}", serde_json::to_string(&estimate).map_err(|e| e.to_string())?);
     } else {
         print!("{estimate}");
+    }
+    Ok(())
+}
+
+/// From the files: without the service.
+fn show_history(vm: Option<&str>, json: bool, path: &std::path::Path) -> Result<(), String> {
+    let config = config::Config::load(path).map_err(|e| story(&e))?;
+    let mut reports: Vec<report::Report> = report::history(&config.reports.history).all();
+    reports.retain(|report| vm.is_none_or(|vm| report.vm == vm));
+    if json {
+        println!("{}", serde_json::to_string(&reports).map_err(|e| e.to_string())?);
+    } else {
+        reports.iter().for_each(|report| print!("{report}"));
     }
     Ok(())
 }

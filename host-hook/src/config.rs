@@ -42,6 +42,8 @@ pub struct Config {
     pub policy: Policy,
     /// How long each script of `moved.d` may run.
     pub script_deadline: Duration,
+    /// Where the reports of moves go.
+    pub reports: lsm_records::places::Places,
 }
 
 /// This host's end of every tunnel.

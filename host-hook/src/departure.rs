@@ -5,6 +5,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 use lsm_protocol::{
     Decline, FromGuest, Join, Offer, Peer, TunnelId,
     forecast::Forecast,
+    report::Ended,
     source::{Event, Order, Source},
 };
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ use crate::{
     libvirt,
     peer_line::PeerHandle,
     replay::{Outlet, Recorder},
+    report::Account,
     story,
     tunnel::{
         self, TunnelError,
@@ -55,6 +57,9 @@ pub struct Saved {
     pub machine: Source,
     pub vm: Vm,
     pub peer: String,
+    /// For the report.
+    #[serde(default)]
+    pub account: Account,
 }
 
 /// One departure.
@@ -70,7 +75,6 @@ pub struct Departure {
     answering: Vec<Answering>,
     /// The advance tunnel's removal.
     parting: clock::Later,
-    steps: clock::Steps,
     foresight: Foresight,
     /// An earlier service may have diverted the VM's frames and died before it wrote that down.
     in_doubt: bool,
@@ -85,7 +89,6 @@ struct Divert {
 
 impl Departure {
     pub fn new(host: Rc<Host>, saved: Saved, peer: Option<PeerHandle>) -> Departure {
-        let steps = clock::Steps::default();
         let progress = mpsc::unbounded_channel();
         let in_doubt = peer.is_none(); // only a departure found on disk has not heard from its peer
         Departure {
@@ -98,7 +101,6 @@ impl Departure {
             divert: None,
             answering: Vec::new(),
             parting: clock::Later::default(),
-            steps,
             foresight: Foresight::default(),
             in_doubt,
         }
@@ -177,13 +179,19 @@ impl Departure {
         while let Some(event) = events.pop_front() {
             let was = self.saved.machine.name();
             let why = summary(&event);
+            if let Event::Guest(FromGuest::Report(report)) = &event {
+                self.saved.account.hear(offer, report.clone());
+            }
             let machine = std::mem::replace(&mut self.saved.machine, Source::Gone);
-            let (machine, orders) = machine.handle(now(), event);
+            let before = machine.clone();
+            let (machine, orders) = machine.handle(now(), event.clone());
+            let ended = Ended::at_source(&before, &event, &machine);
+            self.saved.account.ended = ended.or(self.saved.account.ended);
             self.saved.machine = machine;
             let name = self.saved.machine.name();
             if was != name {
                 let awaiting = self.saved.machine.deadline().map(|d| d.awaited);
-                self.steps.mark(name);
+                self.saved.account.steps.mark(name);
                 tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, from = was, to = name, why, awaiting, "state at the source");
             }
             events.extend(self.carry_out(orders, offer).await);
@@ -198,8 +206,14 @@ impl Departure {
         for order in orders {
             match order {
                 Order::BuildEnds => events.push(match self.build(offer).await {
-                    Ok(()) => Event::Built,
-                    Err(why) => Event::BuildFailed(why),
+                    Ok(()) => {
+                        self.saved.account.steps.mark("tunnel ends built");
+                        Event::Built
+                    }
+                    Err(why) => {
+                        self.saved.account.why = Some(why.to_string());
+                        Event::BuildFailed(why)
+                    }
                 }),
                 Order::Follow => {
                     self.answer_trials(offer);
@@ -362,6 +376,7 @@ impl Departure {
         }
         match divert.recorder.replay_unread(&divert.outlet) {
             Ok(replayed) => {
+                self.saved.account.frames_replayed += replayed.sent;
                 tracing::info!(migration = %offer.migration, frames = replayed.sent, "diverted, with what the VM had not read")
             }
             Err(error) => {
@@ -387,6 +402,9 @@ impl Departure {
             self.host.inventory.borrow_mut().release(offer.vm);
         }
         tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, "departure over");
+        let account = std::mem::take(&mut self.saved.account);
+        let report = account.close("source", &self.saved.vm.name, &self.saved.peer, offer);
+        self.host.reports.hand_in(report, None);
     }
 
     fn save(&self, offer: &Offer) {
@@ -411,7 +429,7 @@ impl Departure {
             offer,
             self.saved.machine.name(),
             self.saved.machine.deadline(),
-            &self.steps,
+            &self.saved.account.steps,
         )
     }
 }

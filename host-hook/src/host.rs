@@ -11,6 +11,7 @@ use crate::{
     inventory::Inventory,
     moved::Moves,
     peer::Identity,
+    report::Reports,
     story,
     tunnel::{TunnelSpec, Tunnels, path_mtu},
 };
@@ -33,6 +34,7 @@ pub struct Host {
     pub fdb: Fdb,
     pub inventory: RefCell<Inventory>,
     pub moves: Rc<Moves>,
+    pub reports: Rc<Reports>,
     /// State files of migrations.
     pub state: PathBuf,
 }

@@ -29,6 +29,7 @@ mod peer_line;
 mod random;
 mod raw;
 pub mod replay;
+pub mod report;
 pub mod service;
 pub mod status;
 pub mod tunnel;

@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 pub use self::{
     domains::{Domains, State, description, domains},
-    job::{Jobs, Progress},
+    job::{Completed, Jobs, Progress},
     stats::{Dirtied, Power, Stats, compresses_in_parallel, described, dirtied, stats},
 };
 

@@ -79,6 +79,12 @@ impl Moves {
         self.last.borrow().iter().cloned().collect()
     }
 
+    /// What became of the scripts of a migration; `None` if none ran, or while they do.
+    pub fn scripts(&self, migration: MigrationId) -> Option<Vec<Ran>> {
+        let migration = migration.to_string();
+        self.last.borrow().iter().find(|one| one.migration == migration)?.scripts.clone()
+    }
+
     /// Scripts are running.
     pub fn is_busy(&self) -> bool {
         !self.running.borrow().is_empty()

@@ -40,6 +40,7 @@ use crate::{
     moved::Moves,
     peer::Identity,
     peer_line::{self, PeerHandle},
+    report::{Account, Reports},
     status::{Crossed, Status},
     story,
     tunnel::Tunnels,
@@ -87,6 +88,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory).map_err(unusable)?.into(),
         moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
+        reports: Rc::new(Reports::open(&config.reports)),
         state: directory.join("migrations"),
         config,
     });
@@ -382,7 +384,7 @@ impl Service {
             config::Switch::Arrival => lsm_protocol::source::Switch::Arrival,
         };
         let (machine, orders) = Source::new(now(), offer.clone(), switch);
-        let saved = departure::Saved { machine, vm, peer: name };
+        let saved = departure::Saved { machine, vm, peer: name, account: Account::default() };
         self.depart(&offer, saved, Some(handle.clone()), orders);
     }
 
@@ -459,7 +461,8 @@ impl Service {
                 }
             }
             let vms = host.inventory.borrow().all().cloned().collect();
-            Status { host: host.config.name.clone(), vms, migrations, tunnels, crossed, moved: host.moves.all() }
+            let (moved, last) = (host.moves.all(), host.reports.last());
+            Status { host: host.config.name.clone(), vms, migrations, tunnels, crossed, moved, last }
         }
     }
 

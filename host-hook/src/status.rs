@@ -3,7 +3,7 @@
 use lsm_protocol::{Counts, Drain, Offer, Peer, guest::Deadline};
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, filters, inventory::Vm, moved::Move};
+use crate::{clock, filters, inventory::Vm, moved::Move, report::Report};
 
 /// This host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct Status {
     /// The last moves to this host, and what became of the scripts in moved.d.
     #[serde(default)]
     pub moved: Vec<Move>,
+    /// The report of the migration that was over last; `lsm-hook history` has those before.
+    #[serde(default)]
+    pub last: Option<Report>,
 }
 
 /// Frames of a tunnel, as its filters have counted them.
@@ -140,5 +143,9 @@ pub fn print(status: &Status) {
             None => println!("    scripts are running"),
             Some(ran) => ran.iter().for_each(|one| println!("    {one}")),
         }
+    }
+    if let Some(Report { vm, outcome, role, guest, .. }) = &status.last {
+        let connections = guest.as_ref().map(|guest| format!(": {}", guest.sums)).unwrap_or_default();
+        println!("  last migration: VM {vm} ({role}), {outcome}{connections}; see \"lsm-hook history\"");
     }
 }

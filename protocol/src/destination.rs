@@ -72,6 +72,12 @@ pub enum Refused {
     Guest(GuestFailure),
     #[error("the guest was not prepared within {0} ms (raise prepare_wait_ms, or set unprepared = \"post-join\")")]
     GuestSlow(Millis),
+    #[error("the guest is not prepared: {why}; so nobody can say whether min_survival is met, which demands {needed}")]
+    Uncounted { why: GuestFailure, needed: Survival },
+    #[error(
+        "the guest was not prepared within {waited} ms (raise prepare_wait_ms); so nobody can say whether min_survival is met, which demands {needed}"
+    )]
+    UncountedYet { waited: Millis, needed: Survival },
     #[error("{short}: {named}")]
     Connections { short: Short, named: String },
     #[error("the source host called the migration off")]
@@ -314,6 +320,9 @@ impl Destination {
             (Waiting { offer, policy, keep_alive, trial, .. }, Event::Peer(Peer::GuestRefused { why, .. })) => {
                 match policy.unprepared {
                     Unprepared::Refuse => refuse(now, offer, Refused::Guest(why)),
+                    Unprepared::PostJoin if policy.survival.demands_any() => {
+                        refuse(now, offer, Refused::Uncounted { why, needed: policy.survival })
+                    }
                     Unprepared::PostJoin => {
                         let guest = Preparation::Over { warning: Some(why) };
                         ready(now, Waiting { offer, policy, keep_alive, trial, guest })
@@ -328,6 +337,10 @@ impl Destination {
             {
                 match policy.unprepared {
                     Unprepared::Refuse => refuse(now, offer, Refused::GuestSlow(policy.prepare_wait)),
+                    Unprepared::PostJoin if policy.survival.demands_any() => {
+                        let (waited, needed) = (policy.prepare_wait, policy.survival);
+                        refuse(now, offer, Refused::UncountedYet { waited, needed })
+                    }
                     Unprepared::PostJoin => {
                         let guest = Preparation::Over { warning: None };
                         ready(now, Waiting { offer, policy, keep_alive, trial, guest })

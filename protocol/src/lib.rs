@@ -15,6 +15,7 @@ pub mod hostile;
 mod mac;
 mod message;
 pub mod proof;
+pub mod report;
 pub mod source;
 
 pub use addressing::{Addresses, Addressing, Given, V4, V6};

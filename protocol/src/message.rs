@@ -5,17 +5,17 @@
 //!
 //! ```text
 //! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release, Forecast, Settle
-//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved
+//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved, Report
 //! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
 //! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen
 //! ```
 
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Addresses, Addressing, Mac, forecast::Forecast};
+use crate::{Addresses, Addressing, Mac, forecast::Forecast, report::Report};
 
 /// Milliseconds: of a duration, or since an origin of the shell's choice.
 pub type Millis = u64;
@@ -209,6 +209,9 @@ pub enum FromGuest {
         from: Addresses,
         to: Addresses,
     },
+    /// What the migration did to each connection. Comes before the answer that ends it, and again when the scripts have
+    /// ended.
+    Report(Box<Report>),
 }
 
 /// A domain's UUID.

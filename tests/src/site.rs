@@ -113,6 +113,7 @@ impl Site {
             "dev",
             "run/dbus",
             "run/lsm",
+            "run/lsm-metrics",
             "run/lock",
             "var/lib/libvirt",
             "var/cache/libvirt",

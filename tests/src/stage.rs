@@ -318,6 +318,24 @@ impl Stage {
         serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error} in {text}")))
     }
 
+    /// What `lsm-hook history --json` says there, the oldest first.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn history(&self, site: &str) -> Result<Vec<serde_json::Value>> {
+        let text = self.lsm_hook(site, &["history", "--json"])?;
+        serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error} in {text}")))
+    }
+
+    /// What `lsm-guest history --json` says in the VM, the oldest first.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn guest_history(&self) -> Result<Vec<serde_json::Value>> {
+        let text = self.guest.must("lsm-guest history --json")?;
+        serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error} in {text}")))
+    }
+
     /// How many tunnel devices stand in that host's namespace, whatever the service says of them.
     ///
     /// # Errors
@@ -418,5 +436,7 @@ fn host_toml(topology: &Topology, name: &str, policy: &str) -> String {
         text.push_str(&format!("\n[peer.{}]\naddress = \"{}:16519\"\n", peer.name, peer.wan));
     }
     text.push_str(&format!("\n[policy]\n{policy}\n"));
+    // The machine's own directories are no place for a lab's history.
+    text.push_str("\n[reports]\nhistory = \"/run/lsm-history\"\nmetrics = \"/run/lsm-metrics\"\n");
     text
 }

@@ -31,6 +31,21 @@ fn count(classes: &[(String, String)], class: &str) -> usize {
     classes.iter().filter(|(of, _)| of == class).count()
 }
 
+/// The last report of the guest, which has made so many.
+fn reported(stage: &Stage, number: usize) -> Value {
+    let mut reports = stage.guest_history().unwrap();
+    assert_eq!(reports.len(), number, "{reports:#?}");
+    reports.pop().unwrap()
+}
+
+/// Every sum of the report but these is 0.
+fn sums(report: &Value, expected: &[(&str, u64)]) {
+    for (class, number) in report["sums"].as_object().unwrap() {
+        let wanted = expected.iter().find(|(of, _)| of == class).map_or(0, |(_, number)| *number);
+        assert_eq!(number.as_u64(), Some(wanted), "{class} of {report:#}");
+    }
+}
+
 #[test]
 fn a_move_is_foreseen_refused_and_held_by_stragglers() {
     if lacking() {
@@ -78,6 +93,15 @@ fn a_move_is_foreseen_refused_and_held_by_stragglers() {
         &["only 1 of ", "connections can move, and min_survival demands 2", "was announced to and has not joined"],
     );
     connections.alive().unwrap();
+    let last = reported(&stage, 1);
+    assert_eq!(last["outcome"], "aborted", "{last:#}");
+    sums(&last, &[("kept", all)]);
+    let there = stage.history("dallas").unwrap().pop().unwrap();
+    assert_eq!((&there["role"], &there["outcome"]), (&"destination".into(), &"refused".into()), "{there:#}");
+    assert!(there["why"].as_str().unwrap().contains("min_survival demands 2"), "{there:#}");
+    assert_eq!(there["guest"], Value::Null, "the guest was at the source");
+    let here = wait_for("the source's report", LIMIT, || stage.history("montreal").ok()?.pop()).unwrap();
+    assert_eq!((&here["outcome"], &here["guest"]["sums"]), (&"aborted".into(), &last["sums"]), "{here:#}");
 
     eprintln!("-- which is known from now on");
     let second = forecast(&stage, "montreal");
@@ -117,6 +141,34 @@ fn a_move_is_foreseen_refused_and_held_by_stragglers() {
     eprintln!("settled {} ms after the last one's end", ended.elapsed().as_millis());
     stage.settled(LIMIT).unwrap();
 
+    let last = reported(&stage, 2);
+    // The kernel's word for a connection that ended in order is that it is gone.
+    sums(&last, &[("moved", 1), ("stayed", 3), ("legacy", waits)]);
+    let stragglers = last["connections"].as_array().unwrap().iter().filter(|c| c["became"]["stayed"].is_object());
+    assert_eq!(stragglers.count(), 3, "{last:#}");
+    assert!(last["rtt_before"].as_u64().unwrap() > last["rtt_after"].as_u64().unwrap(), "{last:#}");
+    let gap = &last["gap"];
+    assert!(gap["at_least"].as_u64().unwrap() <= gap["at_most"].as_u64().unwrap(), "{last:#}");
+    assert_eq!(last["addresses"][0]["from"], stage.guest.domain().address.to_string(), "{last:#}");
+    let there = wait_for("the destination's report", LIMIT, || {
+        let last = stage.history("dallas").ok()?.pop()?;
+        (last["outcome"] == "settled" && last["copy"].is_object()).then_some(last)
+    })
+    .unwrap();
+    assert_eq!(there["guest"]["sums"], last["sums"], "{there:#}");
+    assert!(there["copy"]["pause_ms"].as_u64().unwrap() > 0, "{there:#}");
+    assert_eq!(stage.status("dallas").unwrap()["last"]["migration"], there["migration"]);
+    let here = stage.history("montreal").unwrap().pop().unwrap();
+    assert_eq!((&here["role"], &here["outcome"]), (&"source".into(), &"settled".into()), "{here:#}");
+    let text = stage.lsm_hook("dallas", &["history", "vm"]).unwrap();
+    assert!(text.contains("3 stayed") && text.contains("libvirt: the VM stood for"), "{text}");
+    assert!(stage.lsm_hook("dallas", &["history", "another"]).unwrap().is_empty());
+    let text = stage.guest.must("lsm-guest history").unwrap();
+    assert!(text.contains("3 stayed") && text.contains("was announced to and has not joined"), "{text}");
+    let numbers = std::fs::read_to_string(stage.site("dallas").dir().join("run/lsm-metrics/lsm_host.prom")).unwrap();
+    assert!(numbers.contains("lsm_host_moves_total{role=\"destination\",outcome=\"settled\"} 1\n"), "{numbers}");
+    assert!(numbers.contains("lsm_host_connections_total{became=\"stayed\"} 3\n"), "{numbers}");
+
     eprintln!("-- with a cut they need not close");
     let connections = Connections::open(&stage, 1).unwrap();
     stage.migrate("montreal").unwrap();
@@ -124,5 +176,6 @@ fn a_move_is_foreseen_refused_and_held_by_stragglers() {
     stage.guest.must("lsm-guest settle --cut").unwrap();
     stage.agent_is(&["idle"], LIMIT).unwrap();
     stage.settled(LIMIT).unwrap();
+    sums(&reported(&stage, 3), &[("moved", 1), ("cut", 3 + waits)]);
     drop(connections);
 }

@@ -73,7 +73,9 @@ impl Scene {
         fs::create_dir_all(&directory).unwrap();
         let log = File::create(directory.join("log")).unwrap();
         let mut command = vm.command(program.to_str().unwrap());
-        command.arg("--directory").arg(&directory).arg("run").stderr(log);
+        let config = directory.join("guest.toml");
+        fs::write(&config, format!("[reports]\nhistory = \"{}\"\n", directory.join("history").display())).unwrap();
+        command.arg("--directory").arg(&directory).args(["run", "--config"]).arg(config).stderr(log);
         // The machine's own bus is no place for this agent.
         command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
         let agent = Process::start("lsm-guest", &mut command).unwrap();
@@ -134,6 +136,19 @@ impl Scene {
         self.ask("switch --settle");
         let idle = || (self.ask("status")["state"] == "idle").then_some(());
         wait_for("the agent to settle", LIMIT, idle).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+
+    /// The reports of all moves so far say of so many connections that they moved, and of none anything else.
+    fn reported(&self, moves: usize, moved: usize) {
+        let reports = self.ask("history");
+        let reports = reports.as_array().unwrap();
+        assert_eq!(reports.len(), moves);
+        for report in reports {
+            let sums = &report["sums"];
+            let others: u64 = sums.as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+            assert_eq!((&sums["moved"], others), (&moved.into(), moved as u64), "{sums}");
+            assert_eq!(report["outcome"], "settled");
+        }
     }
 
     /// Whether an end that the VM's address has on the client's side is one of these.
@@ -220,6 +235,7 @@ fn again_and_again(name: &str, moves: usize, by_clients: u16, by_vm: u16) {
         log.connections.iter().all(|connection| connection.moved_data_after(moved_at)).then_some(())
     })
     .unwrap();
+    scene.reported(moves, connections);
     log.extend(traffic.stop().unwrap());
     whole(&log, connections);
 }
@@ -270,6 +286,7 @@ fn many(connections: u16, active: u16) {
         );
         assert!(busy.failures().is_empty() && idle.failures().is_empty(), "{}", scene.log());
     }
+    scene.reported(2, all);
     let moved_at = now();
     wait_for("data both ways on every active connection", LIMIT, || {
         log.extend(busy.take_log().unwrap());

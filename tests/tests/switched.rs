@@ -111,6 +111,17 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     assert_eq!(told_in_vm(&stage), expected);
     stage.agent_said("40-fails: exit status 4", LIMIT).unwrap();
 
+    let reports = stage.guest_history().unwrap();
+    let scripts = reports[0]["scripts"].as_array().unwrap();
+    let statuses: Vec<_> = scripts.iter().map(|one| &one["status"]).collect();
+    assert_eq!(statuses, [&json!(0), &Value::Null, &Value::Null, &json!(4)], "{reports:#?}");
+    let steps: Vec<_> =
+        reports[0]["steps"].as_array().unwrap().iter().map(|one| one["step"].as_str().unwrap()).collect();
+    let story =
+        ["preparing", "announcing the new address", "prepared", "switching", "withdrawing the old address", "settled"];
+    let mut rest = steps.iter();
+    assert!(story.iter().all(|word| rest.any(|step| step == word)), "{steps:?}");
+
     let on_host = format!(
         "LSM_DOMAIN=vm\nLSM_LAN=dallas\nLSM_MIGRATION={migration}\n{}\nLSM_PEER=montreal\n",
         addresses.replace(' ', "\n")

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lsm_protocol::{
     Drain, FromGuest, Given, Hello, MigrationId, Prepare, Side, ToGuest, VERSIONS,
     frame::{Kind, Wire},
+    report::Outcome,
 };
 use lsm_tests::{
     connections::Connections,
@@ -100,8 +101,10 @@ fn a_migration_as_a_host_leads_it() {
     let mut line = host(device);
     let status = line.status().unwrap();
     assert_eq!((status.state.as_str(), status.migration), ("prepared", Some(first.migration)));
-    let aborted = line.tell(&ToGuest::Abort { migration: first.migration }).unwrap();
-    assert_eq!(aborted, FromGuest::Aborted { migration: first.migration });
+    let answer = line.tell(&ToGuest::Abort { migration: first.migration }).unwrap();
+    let FromGuest::Report(report) = answer else { panic!("before the end comes the report: {answer:?}") };
+    assert_eq!((report.migration, report.outcome, report.sums.kept), (first.migration, Outcome::Aborted, 4));
+    assert_eq!(line.answer().unwrap(), FromGuest::Aborted { migration: first.migration });
     before.restored(&stage, LIMIT, "").unwrap();
     connections.alive().unwrap();
 
@@ -119,6 +122,7 @@ fn a_migration_as_a_host_leads_it() {
         match line.answer().unwrap() {
             FromGuest::Settled { migration: of } if of == migration => break,
             FromGuest::Switched { .. } | FromGuest::Moved { .. } => {}
+            FromGuest::Report(report) => assert_eq!((report.sums.moved, report.sums.all()), (4, 4), "{report}"),
             other => panic!("waiting for Settled: {other:?}"),
         }
     }

@@ -73,6 +73,7 @@ impl Daemon {
                 }
                 None => drop(answer),
             },
+            Call::History { answer } => drop(answer.send(self.reports.history())),
             Call::Hold { owner, reason, milliseconds, answer } => {
                 let taken = self.holds.take(now(), &owner, &reason, milliseconds.into());
                 tracing::info!(owner, reason, milliseconds, refused = taken.is_err(), "asked to hold moves back");

@@ -25,6 +25,7 @@ impl Daemon {
             let was_held = self.record.guest.is_held();
             let (state, orders) = std::mem::take(&mut self.record.guest).handle(now(), event);
             self.record.guest = state;
+            self.follow(&orders);
             if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
                 self.stop_probe();
             }
@@ -72,7 +73,10 @@ impl Daemon {
                 let snapshot = self.kernel.diag.snapshot();
                 self.counting.set(begun.elapsed());
                 match snapshot {
-                    Ok(snapshot) => Some(Event::Counted(self.tally.count(&snapshot, &paths, arrived))),
+                    Ok(snapshot) => {
+                        self.account_for(&snapshot, &paths);
+                        Some(Event::Counted(self.tally.count(&snapshot, &paths, arrived)))
+                    }
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
                         None

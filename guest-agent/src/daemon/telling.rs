@@ -13,6 +13,7 @@ impl Daemon {
     pub(super) fn told(&mut self, one: Move) {
         let is = |moved: &Move| (moved.migration, moved.to) == (one.migration, one.to);
         if self.record.moved.as_ref().is_some_and(is) {
+            self.scripts_ended(&one);
             self.record.moved = Some(one);
             self.save();
         }
@@ -57,7 +58,7 @@ impl Daemon {
                 let Move { from, to, .. } = Move::to(to, migration, "", self.record.paths.as_ref()?);
                 if sure && let Some(moved) = &self.record.moved {
                     let message = moved.message();
-                    self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());
+                    self.tell_hosts(&message);
                     self.tell_scripts();
                 }
                 Signal::Switched { migration: about, from, to, sure }
@@ -76,14 +77,24 @@ impl Daemon {
             | FromGuest::Switched { migration, .. }
             | FromGuest::Settled { migration }
             | FromGuest::Aborted { migration } => *migration,
-            FromGuest::Status(_) | FromGuest::Forecast(_) | FromGuest::Moved { .. } => return,
+            FromGuest::Status(_) | FromGuest::Forecast(_) | FromGuest::Moved { .. } | FromGuest::Report(_) => return,
         };
         // A host that was not listening when the VM moved hears of it with every answer since.
         let moved = self.record.moved.as_ref().filter(|moved| moved.migration == about).map(Move::message);
         if let (FromGuest::Switched { .. } | FromGuest::Settled { .. }, Some(moved)) = (&reply, moved) {
-            self.hosts.retain(|(_, host)| host.send(moved.clone()).is_ok());
+            self.tell_hosts(&moved);
+        }
+        // What ends a migration comes with its report, however often it is said.
+        let ends = matches!(reply, FromGuest::Settled { .. } | FromGuest::Aborted { .. } | FromGuest::Refused { .. });
+        if let Some(report) = self.reports.last(about).filter(|_| ends).cloned() {
+            self.tell_hosts(&FromGuest::Report(report.into()));
         }
         self.callers.answer(about, &reply);
-        self.hosts.retain(|(_, host)| host.send(reply.clone()).is_ok());
+        self.tell_hosts(&reply);
+    }
+
+    /// All that are listening.
+    pub(super) fn tell_hosts(&mut self, message: &FromGuest) {
+        self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());
     }
 }

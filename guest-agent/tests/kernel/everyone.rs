@@ -334,7 +334,7 @@ fn events_lost_for_want_of_room_are_made_up_for_by_a_count() {
 
         let (facts_in, mut facts) = mpsc::unbounded_channel();
         let agent = LocalSet::new();
-        agent.spawn_local(changes::watch_subflows(watched, facts_in, Rc::default()));
+        agent.spawn_local(changes::watch_subflows(watched, facts_in, mpsc::unbounded_channel().0, Rc::default()));
         let mut fact =
             |limit| agent.block_on(&runtime, async { timeout(Duration::from_millis(limit), facts.recv()).await });
         let mut diag = Diag::open().unwrap();

@@ -5,6 +5,7 @@ mod lan;
 use std::{collections::BTreeMap, net::IpAddr, ops::Range, path::Path, time::Duration};
 
 use lsm_protocol::forecast::Survival;
+use lsm_records::places::Places;
 use toml::{Spanned, Value};
 
 use super::{
@@ -44,7 +45,14 @@ pub(super) fn config(file: File) -> Checked<Config> {
         None => lsm_scripts::DEADLINE,
     };
     let keys = Path::new(DEFAULT_PATH).with_file_name("keys");
-    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, keys, policy, script_deadline })
+    let reports = match file.reports {
+        Some(reports) => {
+            let at = reports.span();
+            reports.into_inner().checked().or_else(|what| wrong(at, what))?
+        }
+        None => Places::default(),
+    };
+    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, keys, policy, script_deadline, reports })
 }
 
 fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {

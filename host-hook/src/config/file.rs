@@ -27,6 +27,7 @@ pub(super) struct File {
     pub(super) policy: Policy,
     #[serde(default)]
     pub(super) scripts: Scripts,
+    pub(super) reports: Option<Spanned<lsm_records::places::Places>>,
 }
 
 #[derive(Default, Deserialize)]

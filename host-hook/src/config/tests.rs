@@ -41,7 +41,7 @@ fn the_shipped_file_shows_the_defaults_and_nothing_else() {
     told.name = shown.name.clone();
     assert_eq!(shown, told);
     // Every key of the file's structs is shown: an unknown key's error lists what there is.
-    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy", "scripts"] {
+    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy", "scripts", "reports"] {
         let header = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let known = Config::parse(&format!("{header}zzz = 1")).unwrap_err().what;
         for key in known.split('`').skip(3).step_by(2) {
@@ -121,6 +121,9 @@ fn every_key_arrives() {
         lease_s = 9
         [scripts]
         deadline_s = 600
+        [reports]
+        history = "/h"
+        metrics = "/m"
         "#,
     )
     .unwrap();
@@ -132,6 +135,10 @@ fn every_key_arrives() {
     assert_eq!(config.offered_lan().unwrap().0, "v4", "the only one that is left");
     assert_eq!(config.peer_names(), ["b.example.org"]);
     assert_eq!(config.script_deadline, Duration::from_secs(600));
+    assert_eq!(
+        (config.reports.history.as_path(), config.reports.collector()),
+        (Path::new("/h"), Some(Path::new("/m")))
+    );
     assert_eq!(
         config.policy,
         Policy {
@@ -154,7 +161,7 @@ fn errors_say_where_and_what_to_do() {
             "name = \"montreal\"",
             "nmae = \"montreal\"",
             concat!(
-                "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`",
+                "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`, `reports`",
                 "; lsm-hook ",
                 env!("CARGO_PKG_VERSION"),
                 " has no such key: is the file of another version?"

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, process::Stdio, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use zbus::{Connection, OwnedVariant};
 
@@ -30,6 +31,23 @@ pub struct Progress {
     pub iteration: u64,
 }
 
+/// A migration that has come to its end, as libvirt on the destination tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completed {
+    /// From its beginning to its end.
+    pub took_ms: u64,
+    /// How long the VM stood.
+    pub pause_ms: u64,
+    /// Memory and disks that were sent.
+    pub bytes: u64,
+}
+
+/// VIR_DOMAIN_JOB_STATS_COMPLETED, and VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED: the operator may want to see it too.
+const COMPLETED: u32 = 1 | 2;
+
+/// The fields of `VIR_DOMAIN_JOB_*`.
+pub(crate) type Stats = HashMap<String, u64>;
+
 /// Asks libvirt for running jobs.
 pub struct Jobs {
     place: Place,
@@ -48,37 +66,53 @@ impl Jobs {
     /// # Errors
     /// When libvirt does not answer within two seconds, or does not know the domain.
     pub async fn progress(&self, uuid: &str) -> Result<Option<Progress>, LibvirtError> {
+        Ok(self.ask(uuid, 0).await?.map(|stats| progress(&stats)))
+    }
+
+    /// The job by which a domain came here; `None` when it did not. As [`Jobs::progress`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Jobs::progress`].
+    pub async fn completed(&self, uuid: &str) -> Result<Option<Completed>, LibvirtError> {
+        Ok(self.ask(uuid, COMPLETED).await?.as_ref().and_then(completed))
+    }
+
+    async fn ask(&self, uuid: &str, flags: u32) -> Result<Option<Stats>, LibvirtError> {
         match &self.bus {
-            Some(bus) => match self.ask_bus(bus, uuid).await {
+            Some(bus) => match self.ask_bus(bus, uuid, flags).await {
                 Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::ServiceUnknown(_)) => {
-                    self.ask_virsh(uuid).await
+                    self.ask_virsh(uuid, flags).await
                 }
                 answer => Ok(answer?),
             },
-            None => self.ask_virsh(uuid).await,
+            None => self.ask_virsh(uuid, flags).await,
         }
     }
 
-    async fn ask_bus(&self, connection: &Connection, uuid: &str) -> zbus::Result<Option<Progress>> {
+    async fn ask_bus(&self, connection: &Connection, uuid: &str, flags: u32) -> zbus::Result<Option<Stats>> {
         let object = bus::object(&self.place, uuid);
         let answer =
-            connection.call_method(Some(bus::SERVICE), object, Some(bus::DOMAIN), "GetJobStats", &0_u32).await?;
+            connection.call_method(Some(bus::SERVICE), object, Some(bus::DOMAIN), "GetJobStats", &flags).await?;
         let ((kind, stats),): ((i32, HashMap<String, OwnedVariant>),) = answer.body().deserialize()?;
-        let number = |key: &str| {
+        let number = |(key, value): (&String, &OwnedVariant)| {
             // libvirt-dbus 1.4.1 wraps each number twice: a variant in a variant.
-            let value = match &**stats.get(key)? {
+            let value = match &**value {
                 zbus::Variant::Variant(inner) => &**inner,
                 value => value,
             };
-            u64::try_from(value).ok().or_else(|| u64::try_from(i32::try_from(value).ok()?).ok())
+            let number = u64::try_from(value).ok().or_else(|| u64::try_from(i32::try_from(value).ok()?).ok());
+            Some((key.clone(), number?))
         };
         // VIR_DOMAIN_JOB_NONE
-        Ok((kind != 0).then(|| progress(number)))
+        Ok((kind != 0).then(|| stats.iter().filter_map(number).collect()))
     }
 
-    async fn ask_virsh(&self, uuid: &str) -> Result<Option<Progress>, LibvirtError> {
+    async fn ask_virsh(&self, uuid: &str, flags: u32) -> Result<Option<Stats>, LibvirtError> {
         let mut command = Command::new(&self.place.virsh);
         command.args(["-c", &self.place.uri, "domjobinfo", "--rawstats", uuid]);
+        if flags == COMPLETED {
+            command.args(["--completed", "--keep-completed"]);
+        }
         command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await;
         let output = output.map_err(|source| LibvirtError::Run { program: self.place.virsh.clone(), source })?;
@@ -91,17 +125,25 @@ impl Jobs {
 }
 
 /// The output of `virsh domjobinfo --rawstats`: the job's type, then `key: value` with the keys of libvirt-domain.h.
-pub(crate) fn parse(text: &str) -> Option<Progress> {
+pub(crate) fn parse(text: &str) -> Option<Stats> {
     let fields: HashMap<&str, &str> =
         text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim())).collect();
-    let number = |key: &str| fields.get(key)?.parse().ok();
-    let running = number("time_elapsed").is_some() && fields.get("Job type").is_none_or(|kind| *kind != "None");
-    running.then(|| progress(number))
+    let there = fields.contains_key("time_elapsed") && fields.get("Job type").is_none_or(|kind| *kind != "None");
+    let number = |(key, value): (&&str, &&str)| Some(((*key).to_owned(), value.parse().ok()?));
+    there.then(|| fields.iter().filter_map(number).collect())
 }
 
-/// The fields of `VIR_DOMAIN_JOB_*`.
-fn progress(number: impl Fn(&str) -> Option<u64>) -> Progress {
-    let number = |key| number(key).unwrap_or(0);
+fn completed(stats: &Stats) -> Option<Completed> {
+    let number = |key: &str| stats.get(key).copied();
+    Some(Completed {
+        took_ms: number("time_elapsed")?,
+        pause_ms: number("downtime")?,
+        bytes: number("memory_processed").unwrap_or(0) + number("disk_processed").unwrap_or(0),
+    })
+}
+
+fn progress(stats: &Stats) -> Progress {
+    let number = |key: &str| stats.get(key).copied().unwrap_or(0);
     Progress {
         elapsed: Duration::from_millis(number("time_elapsed")),
         data_total: number("data_total"),
@@ -124,9 +166,14 @@ mod tests {
         let text = "Job type:         Unbounded   \noperation: 5\ntime_elapsed: 1204\ndata_total: 1000\ndata_remaining: 300\n\
                     memory_remaining: 300\nmemory_bps: 25000000\nmemory_dirty_rate: 10\nmemory_page_size: 4096\n\
                     memory_iteration: 3\n\n";
-        let progress = parse(text).unwrap();
+        let progress = progress(&parse(text).unwrap());
         assert_eq!(progress.elapsed, Duration::from_millis(1204));
         assert_eq!((progress.data_remaining, progress.dirty_rate, progress.iteration), (300, 40_960, 3));
         assert_eq!(parse("Job type:         None        \n\n"), None);
+        assert_eq!(completed(&parse(text).unwrap()), None);
+        let text = "Job type:         Completed   \noperation: 5\ntime_elapsed: 1204\ndowntime: 98\ndowntime_net: 97\n\
+                    memory_processed: 300\n\n";
+        let whole = Completed { took_ms: 1204, pause_ms: 98, bytes: 300 };
+        assert_eq!(completed(&parse(text).unwrap()), Some(whole));
     }
 }

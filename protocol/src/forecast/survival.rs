@@ -33,7 +33,12 @@ impl Survival {
         }
     }
 
-    /// The same, after the preparation.
+    /// Whether it is a condition at all.
+    pub fn demands_any(self) -> bool {
+        !self.met(0, 1)
+    }
+
+    /// [`Survival::met`], after the preparation.
     pub fn met_by(self, counts: Counts) -> bool {
         let Counts { joined, waiting, legacy, .. } = counts;
         self.met(joined.into(), u64::from(joined) + u64::from(waiting) + u64::from(legacy))
@@ -62,6 +67,8 @@ mod tests {
         assert!(Survival::Percent(100).met(u32::MAX.into(), u32::MAX.into()));
         let counts = Counts { joined: 3, waiting: 1, legacy: 1, ..Counts::default() };
         assert!(Survival::Percent(60).met_by(counts) && !Survival::Percent(61).met_by(counts));
+        assert!(!Survival::ANY.demands_any() && !Survival::Percent(0).demands_any());
+        assert!(Survival::Number(1).demands_any() && Survival::Percent(1).demands_any());
         assert_eq!(format!("{} {}", Survival::Percent(95), Survival::Number(7)), "95% 7");
     }
 }

@@ -38,6 +38,8 @@ struct InDestination {
     carried: bool,
     /// The VM's QEMU is there.
     begun: bool,
+    /// Policy has a condition that only the preparation can show to be met, and it has not.
+    uncounted: bool,
 }
 
 impl InDestination {
@@ -58,6 +60,7 @@ impl InDestination {
             trial: false,
             carried: false,
             begun: false,
+            uncounted: join == Join::Before && policy.prepare_wait > 0 && policy.survival.demands_any(),
         }
     }
 
@@ -66,6 +69,7 @@ impl InDestination {
             Event::Begun => self.begun = true,
             Event::Carries => (self.trial, self.carried) = (false, true),
             Event::Impassable(_) => self.trial = false,
+            Event::Peer(Peer::GuestPrepared { migration: OURS, .. }) => self.uncounted = false,
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
             // The source gave up: it has taken down its end already.
             Event::Peer(
@@ -106,6 +110,9 @@ impl InDestination {
         self.end.perform(&order, works, self.vm, self.join, self.home_over)?;
         if matches!(order, Order::Admit { .. }) && !self.carried {
             return Err("admits a VM whose tunnels were not tried".to_owned());
+        }
+        if matches!(order, Order::Admit { .. }) && self.uncounted {
+            return Err("admits a VM though nobody has counted who can move".to_owned());
         }
         self.trial |= order == Order::TryTunnels;
         if order == Order::BuildEnds {
@@ -259,10 +266,12 @@ impl Node for InDestination {
             trial,
             carried,
             begun,
+            uncounted,
             ..
         } = self;
         let disk = (disk.as_ref() != Some(machine)).then_some(disk);
-        let all = (machine, disk, orders, events, unsaved, end, vm, join, home_over, trial, carried, begun);
+        let all =
+            (machine, disk, orders, events, unsaved, end, vm, join, home_over, (trial, carried, begun, uncounted));
         relative(&format!("{all:?}"), *now)
     }
 

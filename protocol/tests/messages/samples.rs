@@ -7,6 +7,7 @@ use lsm_protocol::{
     Offer, Peer, Prepare, Refusal, Running, Side, ToGuest, Uuid, V4, V6, VnicPlace,
     forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
     proof::{Proof, Unproved},
+    report::{self, Became, Gap, Outcome, Readdressed, Report, Script, Step},
 };
 
 use crate::world::{FOREIGN, OURS, offer};
@@ -97,6 +98,38 @@ fn forecast() -> Forecast {
     Forecast { sums, skipped: 1_000, connections, datagrams: Some(vec![local]) }
 }
 
+/// A connection of each kind of end.
+fn report() -> Report {
+    let peer = SocketAddr::from(([192, 0, 2, 9], 40_000));
+    let [from, to] = [7, 9].map(|last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
+    let became = [
+        Became::Moved,
+        Became::MovedLate,
+        Became::Ended,
+        Became::Stayed(Obstacle::Plain),
+        Became::Cut(Obstacle::NotJoined { ago: 0 }),
+        Became::Lost(110),
+        Became::Kept,
+    ];
+    let script = |name: &str, status| Script { name: name.to_owned(), status, outcome: String::new() };
+    Report {
+        migration: OURS,
+        lan: "dallas".to_owned(),
+        began: 1_800_000_000_000,
+        outcome: Outcome::Settled,
+        addresses: vec![Readdressed { from, to: Some(to) }, Readdressed { from: to, to: None }],
+        steps: vec![Step { step: "switching".to_owned(), at: 300 }],
+        sums: report::Sums { moved: 1, moved_late: 2, ended: 3, stayed: 4, legacy: 5, cut: 6, lost: 7, kept: 300 },
+        connections: became.map(|became| report::Connection { peer, became }).into(),
+        gap: Some(Gap { at_least: 20, at_most: 300 }),
+        rtt_before: Some(70_000),
+        rtt_after: Some(2_000),
+        datagrams: Some(vec![peer]),
+        scripts: Some(vec![script("dns", Some(0)), script("slow", None)]),
+        restarted: false,
+    }
+}
+
 pub fn from_guest() -> Vec<(String, FromGuest)> {
     let migration = OURS;
     let status = GuestStatus {
@@ -126,6 +159,19 @@ pub fn from_guest() -> Vec<(String, FromGuest)> {
         "Moved, from both families to none".to_owned(),
         FromGuest::Moved { migration, from, to: Addresses::default() },
     ));
+    let aborted = Report {
+        outcome: Outcome::Aborted,
+        gap: None,
+        rtt_after: None,
+        datagrams: None,
+        scripts: None,
+        restarted: true,
+        ..report()
+    };
+    let refused_report = Report { outcome: Outcome::Refused(Refusal::Addressing), ..aborted.clone() };
+    all.push(("Report".to_owned(), FromGuest::Report(report().into())));
+    all.push(("Report, aborted".to_owned(), FromGuest::Report(aborted.into())));
+    all.push(("Report, refused".to_owned(), FromGuest::Report(refused_report.into())));
     let refused = |(name, why)| (format!("Refused: {name}"), FromGuest::Refused { migration, why });
     all.extend(refusals().into_iter().map(refused));
     all
