@@ -16,6 +16,7 @@ use crate::{
     domain::Domain,
     guest_line::Address,
     keys::KeyOf,
+    libvirt::Ending,
 };
 
 /// A managed VM on this host.
@@ -96,6 +97,9 @@ pub struct Inventory {
     vms: BTreeMap<String, Vm>,
     /// Given out of this host's pools: address, VM.
     leases: BTreeMap<IpAddr, Uuid>,
+    /// Not here, and not done with their addresses: saved, or moved to another host of the same LAN.
+    #[serde(default)]
+    away: BTreeSet<Uuid>,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -109,15 +113,25 @@ impl Inventory {
     }
 
     pub fn put(&mut self, vm: Vm) {
+        self.away.remove(&vm.uuid);
         self.vms.insert(vm.uuid.to_string(), vm);
         self.save();
     }
 
-    /// It runs here no more. Its addresses are free again; those of one that moves, when its move is over.
-    pub fn remove(&mut self, uuid: Uuid, moves: bool) {
+    /// It runs here no more. Whether its addresses are free, only [`Inventory::ended`] knows.
+    pub fn remove(&mut self, uuid: Uuid) {
         self.vms.remove(&uuid.to_string());
-        if !moves {
-            self.leases.retain(|_, holder| *holder != uuid);
+        self.save();
+    }
+
+    /// Why a VM that is in no migration of ours runs here no more: its addresses are free, unless it goes on with them.
+    pub fn ended(&mut self, uuid: Uuid, ending: Ending) {
+        match ending {
+            Ending::Saved | Ending::Migrated if self.leases.values().any(|holder| *holder == uuid) => {
+                self.away.insert(uuid);
+            }
+            Ending::Saved | Ending::Migrated => {}
+            Ending::Failed | Ending::Other => self.leases.retain(|_, holder| *holder != uuid),
         }
         self.save();
     }
@@ -175,10 +189,10 @@ impl Inventory {
         self.save();
     }
 
-    /// Addresses of VMs that neither are here nor come: whoever gave them out died before they could.
+    /// Addresses of VMs that neither are here nor come nor go on elsewhere: whoever gave them out died before they could.
     pub fn release_all_but(&mut self, moving: &BTreeSet<Uuid>) {
         let here: BTreeSet<Uuid> = self.vms.values().map(|vm| vm.uuid).collect();
-        self.leases.retain(|_, holder| here.contains(holder) || moving.contains(holder));
+        self.leases.retain(|_, holder| [&here, moving, &self.away].iter().any(|vms| vms.contains(holder)));
         self.save();
     }
 
@@ -247,10 +261,15 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(given(&mut inventory, 1).as_ref(), Some(&first), "again the same");
         assert_eq!(given(&mut inventory, 3), None, "exhausted");
-        inventory.remove(vm(1), true);
+        inventory.remove(vm(1));
         let mut inventory = Inventory::open(&directory).unwrap();
         assert_eq!(given(&mut inventory, 3), None, "its move goes on, and the service was started again");
-        inventory.remove(vm(2), false);
+        for ending in [Ending::Saved, Ending::Migrated] {
+            inventory.ended(vm(2), ending);
+            inventory.release_all_but(&BTreeSet::from([vm(1)]));
+            assert_eq!(given(&mut inventory, 3), None, "{ending:?}: it comes back with its address");
+        }
+        inventory.ended(vm(2), Ending::Other);
         assert_eq!(given(&mut inventory, 3), Some(second), "shut down");
         inventory.release(vm(1));
         assert_eq!(given(&mut inventory, 2), Some(first), "its move is over");

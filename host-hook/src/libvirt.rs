@@ -81,6 +81,8 @@ pub enum What {
 pub enum Ending {
     Migrated,
     Failed,
+    /// With its memory, to go on later.
+    Saved,
     Other,
 }
 

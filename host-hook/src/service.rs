@@ -288,7 +288,7 @@ impl Service {
     }
 
     fn gone(&self, vm: Uuid) {
-        self.host.inventory.borrow_mut().remove(vm, self.moves(vm));
+        self.host.inventory.borrow_mut().remove(vm);
         self.tell_departures(vm, || departure::News::VmGone);
         self.tell_arrivals(vm, || arrival::News::VmGone);
     }
@@ -416,7 +416,12 @@ impl Service {
         match what {
             What::Suspended { .. } | What::CpusStopped => self.tell_departures(uuid, || departure::News::Suspended),
             What::Resumed { .. } | What::CpusRun => self.runs(uuid),
-            What::Stopped(_) => self.gone(uuid),
+            What::Stopped(ending) => {
+                if !self.moves(uuid) {
+                    self.host.inventory.borrow_mut().ended(uuid, ending);
+                }
+                self.gone(uuid);
+            }
             _ => {}
         }
     }

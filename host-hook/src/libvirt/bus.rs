@@ -105,6 +105,7 @@ fn what(event: i32, detail: i32) -> What {
         // 3: post-copy.
         (4, detail) => What::Resumed { migrated: matches!(detail, 1 | 3) },
         (5, 3) => What::Stopped(Ending::Migrated),
+        (5, 4) => What::Stopped(Ending::Saved),
         (5, 5) => What::Stopped(Ending::Failed),
         (5, _) => What::Stopped(Ending::Other),
         _ => What::Other,
@@ -122,6 +123,7 @@ mod tests {
         assert_eq!(what(3, 1), What::Suspended { migrated: true });
         assert_eq!(what(4, 1), What::Resumed { migrated: true });
         assert_eq!(what(5, 3), What::Stopped(Ending::Migrated));
+        assert_eq!(what(5, 4), What::Stopped(Ending::Saved));
         assert_eq!(what(5, 5), What::Stopped(Ending::Failed));
         assert_eq!(what(4, 0), What::Resumed { migrated: false });
         assert_eq!(what(3, 0), What::Suspended { migrated: false });

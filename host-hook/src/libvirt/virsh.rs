@@ -94,6 +94,7 @@ pub(crate) fn parse_lifecycle(line: &str) -> Option<(Whose, What)> {
         ("Suspended", detail) => What::Suspended { migrated: matches!(detail, "Migrated" | "Post-copy") },
         ("Resumed", detail) => What::Resumed { migrated: matches!(detail, "Migrated" | "Post-copy") },
         ("Stopped", "Migrated") => What::Stopped(Ending::Migrated),
+        ("Stopped", "Saved") => What::Stopped(Ending::Saved),
         ("Stopped", "Failed") => What::Stopped(Ending::Failed),
         ("Stopped", _) => What::Stopped(Ending::Other),
         _ => What::Other,

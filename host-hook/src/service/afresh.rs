@@ -83,7 +83,7 @@ impl Service {
                     self.tell_arrivals(*uuid, || arrival::News::Begun);
                 }
                 None => {
-                    self.host.inventory.borrow_mut().remove(*uuid, self.moves(*uuid));
+                    self.host.inventory.borrow_mut().remove(*uuid);
                     self.tell_departures(*uuid, || departure::News::VmGone);
                     self.tell_arrivals(*uuid, || arrival::News::NotHere);
                 }
