@@ -157,7 +157,7 @@ mod tests {
         let listing = " vnet7   bridge   br-dallas   virtio   52:54:00:aa:01:02\n";
         let taps = taps(listing);
         assert_eq!(anonymous("12: vnet7: <UP> mtu 1500\n", &taps), "tap-02: <UP> mtu 1500\n");
-        assert_eq!(anonymous("3: lan@if9: <UP>\n", &taps), "lan@: <UP>\n");
+        assert_eq!(anonymous("3: lan@if9: <UP>\n", &taps), "lan@ <UP>\n");
         assert_eq!(anonymous("52:54:00:aa:01:02 dev vnet7 static\n", &taps), "52:54:00:aa:01:02 dev tap-02 static\n");
         assert_eq!(anonymous("10.1.0.10 id 3 signal dev eth0\n", &taps), "10.1.0.10 id * signal dev eth0\n");
         assert_eq!(anonymous("13: vnet8: <UP>\n", &taps), "vnet8: <UP>\n", "a tap of no VM is a difference");
