@@ -284,7 +284,7 @@ impl Stage {
     /// # Errors
     /// The VM does not answer.
     pub fn kill_agent(&self) -> Result<()> {
-        self.guest.must("kill -KILL $(pidof lsm-guest)").map(drop)
+        self.guest.must("kill -KILL $(pidof lsm-guest); while pidof lsm-guest >/dev/null; do sleep 0.1; done").map(drop)
     }
 
     /// Starts it again, as the image does.

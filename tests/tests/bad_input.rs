@@ -151,8 +151,8 @@ fn from_the_guest_to_its_host() {
     let policy = "unprepared = \"refuse\"\nprepare_wait_ms = 1500".to_owned();
     let stage = Stage::set(&StageOptions { policy, ..StageOptions::default() }, |what| eprintln!("{what}")).unwrap();
     let mut connections = Connections::open(&stage, 1).unwrap();
-    let before = Snapshot::take(&stage).unwrap();
     stage.kill_agent().unwrap();
+    let before = Snapshot::take(&stage).unwrap();
 
     let hello = framed(Wire::Serial, Kind::Hello, &Hello::ours("lsm-guest 0.1"));
     let skipped = "bytes from the guest's serial port skipped";
