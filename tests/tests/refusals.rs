@@ -173,6 +173,7 @@ fn an_unprepared_guest_is_refused_or_joins_later_as_policy_says() {
     }
     let mut scene = Scene::set();
     scene.stage.kill_agent().unwrap();
+    scene.before = Snapshot::take(&scene.stage).unwrap();
     scene.reconfigured("[policy]\n", "[policy]\nunprepared = \"refuse\"\nprepare_wait_ms = 1500\n");
     scene.refused("no agent", &["the guest was not prepared within 1500 ms", "set unprepared = \"post-join\""]);
 
