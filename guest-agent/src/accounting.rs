@@ -12,7 +12,7 @@ use lsm_protocol::{
 use lsm_scripts::{Outcome, Ran};
 
 use crate::{
-    connections::{Connection, Legacy, Snapshot, Subflow},
+    connections::{Connection, Legacy, Snapshot, State, Subflow},
     record::{Paths, Plugged},
 };
 
@@ -40,6 +40,7 @@ fn look_at_legacy(legacy: &Legacy) -> Look {
         key: Key::Tcp { local: legacy.local, remote: legacy.remote },
         peer: legacy.remote,
         on_old: true,
+        closing: legacy.state != State::Established,
         obstacle: Some(legacy.obstacle),
         rtt_old: 0, // medians are of connections that can move
         rtt_new: 0,
@@ -59,6 +60,7 @@ fn look_at(connection: &Connection, old: Plugged, new: Plugged) -> Option<Look> 
         key: Key::Mptcp(connection.token),
         peer: shown.remote,
         on_old: on(old).next().is_some(),
+        closing: false,
         obstacle: (!joined).then_some(obstacle),
         rtt_old: rtt(old),
         rtt_new: rtt(new),

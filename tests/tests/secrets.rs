@@ -70,7 +70,7 @@ fn a_key_is_proved_through_a_move_and_no_secret_is_logged() {
     let stage = Stage::set(&StageOptions { policy, ..StageOptions::default() }, |what| eprintln!("{what}")).unwrap();
     let mut connections = Connections::open(&stage, 1).unwrap();
     let plant = format!("<planted xmlns='urn:planted'><password>{PLANTED}</password></planted>");
-    let set = ["metadata", "vm", "urn:planted", "--key", "planted", "--set", &plant, "--live", "--config"];
+    let set = ["metadata", "vm", "urn:planted", "--key", "planted", "--set", &plant, "--live"];
     stage.site("montreal").virsh(&set).unwrap();
     assert!(stage.site("montreal").virsh(&["dumpxml", "vm"]).unwrap().contains(PLANTED));
 

@@ -36,6 +36,8 @@ pub struct Look {
     pub peer: SocketAddr,
     /// It has a path on the old address.
     pub on_old: bool,
+    /// One of its halves is closed. Subflows that the kernel is closing look like plain TCP then.
+    pub closing: bool,
     /// Why it has none on the new one.
     pub obstacle: Option<Obstacle>,
     /// Round-trip times in microseconds, 0 before the first sample.
@@ -244,7 +246,7 @@ impl Account {
                 }
                 let gap = known.look(now, &look, self.count, self.switched);
                 self.gap = longest(self.gap, gap);
-            } else if look.on_old {
+            } else if look.on_old && !look.closing {
                 // After a restart it is not known who was late.
                 let joined_late = self.switched && look.obstacle.is_none() && !(first && self.restarted);
                 self.known.insert(look.key, Known::new(now, &look, self.count, joined_late));
@@ -411,6 +413,7 @@ mod tests {
             key: Key::Mptcp(token),
             peer: peer(token as u16),
             on_old: true,
+            closing: false,
             obstacle: (!joined).then_some(Obstacle::NotJoined { ago: 0 }),
             rtt_old: 70_000,
             rtt_new: 2_000,
@@ -512,7 +515,8 @@ mod tests {
         bench.count(&[ready, mptcp(2, true), straggler, plain(5), plain(7)]);
         // One of the legacy connections ends by itself, and someone new comes to the new address: none of ours.
         let new = Look { on_old: false, ..mptcp(8, true) };
-        bench.count(&[ready, mptcp(2, true), straggler, plain(5), new]);
+        let closing = Look { closing: true, ..plain(9) }; // a subflow's end, which looks like that
+        bench.count(&[ready, mptcp(2, true), straggler, plain(5), new, closing]);
         bench.tell(ToGuest::Release { migration: MIGRATION });
         let report = bench.settle(&[ready, mptcp(2, true), straggler, plain(5), new]);
         let sums = Sums { moved: 1, moved_late: 1, ended: 1, stayed: 0, legacy: 1, cut: 2, lost: 1, kept: 0 };
