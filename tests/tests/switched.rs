@@ -71,13 +71,13 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     stage.guest.spawn("hold", "lsm-guest hold --reason 'flushes its cache' --ms 1500 sleep 600").unwrap();
     wait_for("the hold", LIMIT, || {
         let status = stage.guest.exec("lsm-guest status").ok()?.stdout;
-        (status.contains("held by") && status.contains("flushes its cache (process ")).then_some(())
+        (status.contains("held by") && status.contains("flushes its cache (user 0, process ")).then_some(())
     })
     .unwrap();
 
     let mut migration = stage.begin("dallas", &[]).unwrap();
     let held = stage.agent_said("programs in the VM to let the move go on", LIMIT).unwrap();
-    assert!(held.contains("held_by=\"flushes its cache (process "), "{held}");
+    assert!(held.contains("held_by=\"flushes its cache (user 0, process "), "{held}");
     migration.end(LIMIT).unwrap();
     let without = stage.agent_said("going on without them", LIMIT).unwrap();
     assert!(without.contains("flushes its cache"), "{without}");
