@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::{cores::Cores, exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan, vsock_device};
+use crate::{cores::Cores, distribution, exec, image::Image, topology::SPARE_BRIDGE, topology::SitePlan, vsock_device};
 
 /// The virtio-serial port that `lsm-guest` and `lsm-hook` speak over.
 pub const AGENT_PORT: &str = "org.lsm.guest.0";
@@ -29,7 +29,7 @@ pub const VSOCK_DEVICE: &str = "labvsock";
 /// The id of the port it is plugged into: QEMU takes it out while the VM runs only from such a one.
 pub const VSOCK_SLOT: &str = "labslot";
 
-/// One VM: vNIC A in a site's LAN, vNIC B spare, no disk.
+/// One VM: vNIC A in a site's LAN, vNIC B spare, no disk but for a distribution's.
 #[derive(Debug, Clone)]
 pub struct Domain {
     /// Its name.
@@ -122,7 +122,18 @@ impl Domain {
         let cores = self.cores.as_ref().map(Cores::xml).unwrap_or_default();
         let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
         let metadata = self.metadata.as_deref().unwrap_or_default();
-        let (console, lab_port, more) = (self.console(), exec::PORT, &self.command_line);
+        let (console, lab_port) = (self.console(), exec::PORT);
+        let mut more = self.command_line.clone();
+        let mut disk = String::new();
+        if let Some(path) = &self.image.disk {
+            more.push_str(&format!(" {}", distribution::WORD));
+            // Never written to, so that both hosts may have it open.
+            disk = format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\
+                 <target dev='vda' bus='virtio'/><readonly/></disk>",
+                path.display()
+            );
+        }
         let port = format!("<channel type='unix'><target type='virtio' name='{AGENT_PORT}'/></channel>");
         let (backing, channel, arguments) = match self.channel {
             Channel::Serial => ("", port, String::new()),
@@ -168,6 +179,7 @@ impl Domain {
     <channel type='unix'><target type='virtio' name='{lab_port}'/></channel>
     <serial type='file'><source path='{console}' append='on'/></serial>
     <memballoon model='none'/>
+    {disk}
     {devices}
   </devices>
   {arguments}

@@ -46,7 +46,7 @@ impl Guest {
         first.virsh(&["create".as_ref(), definition.as_os_str()])?;
         let link = Link { site: 0, stream: None, received: Vec::new(), next: 1 };
         let guest = Guest { domain: domain.clone(), sites: sites.to_vec(), link: Mutex::new(link) };
-        match guest.exec_within("true", Duration::from_secs(60)) {
+        match guest.exec_within("true", Duration::from_secs(120)) {
             Ok(_) => Ok(guest),
             Err(error) => Err(LabError::Other(format!("{error}\nIts console:\n{}", guest.console()))),
         }

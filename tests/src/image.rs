@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     cpio::Archive,
+    distribution::{self, Owner},
     shell::{During as _, LabError, Result, run},
 };
 
@@ -49,9 +50,11 @@ pub struct ImageBuilder {
     modules: Vec<String>,
     files: Vec<(String, u32, Vec<u8>)>,
     services: Vec<(String, String)>,
+    units: Vec<(String, String)>,
+    distribution: Option<Owner>,
 }
 
-/// A kernel and an initramfs, on disk.
+/// A kernel and an initramfs, on disk, and perhaps a disk.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// The kernel's release.
@@ -60,6 +63,8 @@ pub struct Image {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// A whole distribution, never written to.
+    pub disk: Option<PathBuf>,
 }
 
 /// This package's directory.
@@ -72,7 +77,16 @@ impl ImageBuilder {
     #[must_use]
     pub fn new(series: &str) -> ImageBuilder {
         let modules = MODULES.map(String::from).to_vec();
-        ImageBuilder { series: series.into(), modules, files: Vec::new(), services: Vec::new() }
+        let (files, services, units) = (Vec::new(), Vec::new(), Vec::new());
+        ImageBuilder { series: series.into(), modules, files, services, units, distribution: None }
+    }
+
+    /// Has the VM go over to a whole distribution, whose network cards are `owner`'s. Files and programs are put onto that.
+    #[must_use]
+    pub fn distribution(mut self, owner: Owner) -> ImageBuilder {
+        self.modules.extend(distribution::MODULES.map(String::from));
+        self.distribution = Some(owner);
+        self
     }
 
     /// Adds a file; `path` is absolute, its directories are made.
@@ -99,6 +113,13 @@ impl ImageBuilder {
         self
     }
 
+    /// Has systemd start a service of this name as the unit says; for distributions.
+    #[must_use]
+    pub fn unit(mut self, name: &str, text: &str) -> ImageBuilder {
+        self.units.push((name.into(), text.into()));
+        self
+    }
+
     /// Has the VM load another module of its kernel (`sch_netem`, `vhost_vsock`...).
     #[must_use]
     pub fn module(mut self, name: &str) -> ImageBuilder {
@@ -111,6 +132,13 @@ impl ImageBuilder {
     /// # Errors
     /// `tests/install` has not run, or the lab's first process does not compile.
     pub fn build(mut self) -> Result<Image> {
+        let disk = self.distribution.map(|_| distribution::disk()).transpose()?;
+        if let Some(owner) = self.distribution {
+            for (path, ..) in &mut self.files {
+                path.insert_str(0, distribution::ONTO);
+            }
+            self.files.extend(distribution::onto(owner, &std::mem::take(&mut self.services), &self.units));
+        }
         let release = release(&self.series)?;
         let dir = package().join("cache/kernels").join(&release);
         let init = static_program("lsm-tests", "lab-init")?;
@@ -135,7 +163,7 @@ impl ImageBuilder {
             self.write(&partial).during(|| format!("write {}", partial.display()))?;
             fs::rename(&partial, &initramfs).during(|| format!("write {}", initramfs.display()))?;
         }
-        Ok(Image { release, kernel: dir.join("vmlinuz"), initramfs })
+        Ok(Image { release, kernel: dir.join("vmlinuz"), initramfs, disk })
     }
 
     fn add_modules(&mut self, tree: &Path) -> Result<()> {
@@ -210,7 +238,11 @@ impl ImageBuilder {
         }
         archive.character_device("/dev/console", 5, 1)?;
         for (path, permissions, contents) in &self.files {
-            archive.file(path, *permissions, contents)?;
+            if *permissions == distribution::LINK {
+                archive.symlink(path, &String::from_utf8_lossy(contents))?;
+            } else {
+                archive.file(path, *permissions, contents)?;
+            }
         }
         let taken = |applet: &str| self.files.iter().any(|(path, ..)| path.rsplit('/').next() == Some(applet));
         let applets = run(Command::new("/bin/busybox").arg("--list")).map_err(std::io::Error::other)?;

@@ -1,18 +1,26 @@
 //! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
 
-use std::{io::Read as _, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     accelerator,
     cores::Cores,
+    distribution::Owner,
     domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
+    lan::{self, Lan, LanOptions},
     needs,
     pki::Authority,
     shell::{During as _, LabError, Process, Result, program, run, wait_for},
     site::{LabDir, Site, SiteOptions},
-    topology::{Topology, TopologyOptions},
+    topology::{SitePlan, Topology, TopologyOptions},
     vsock_device::VsockDevice,
 };
 
@@ -47,6 +55,11 @@ pub struct StageOptions {
     pub modules: Vec<String>,
     /// More devices, as XML.
     pub devices: String,
+    /// The VM is a whole distribution, with this owner of its network cards; a DHCP server and a router that advertises
+    /// itself are on each LAN then.
+    pub distribution: Option<Owner>,
+    /// How VMs get their addresses of each LAN, as in host.toml.
+    pub addressing: String,
 }
 
 impl Default for StageOptions {
@@ -64,12 +77,19 @@ impl Default for StageOptions {
             programs: Vec::new(),
             modules: Vec::new(),
             devices: String::new(),
+            distribution: None,
+            addressing: "static".into(),
         }
     }
 }
 
 /// The VM's CID, where the lab chooses it.
 const CID: u32 = 4;
+
+/// The VM's programs run by then.
+const PROGRAMS: Duration = Duration::from_secs(30);
+/// The same where systemd starts them.
+const DISTRIBUTION: Duration = Duration::from_secs(120);
 
 /// How the VM starts its agent: as the unit has it.
 const AGENT: &str = "chrt -r 20 /bin/lsm-guest run";
@@ -118,6 +138,8 @@ pub struct Stage {
     pub vsock: Option<VsockDevice>,
     pub sites: Vec<Arc<Site>>,
     hook: PathBuf,
+    /// Where the VM is a distribution: who gives out addresses, in the order of the sites.
+    pub lans: Vec<Lan>,
     _lab: LabDir,
     pub topology: Topology,
 }
@@ -148,7 +170,13 @@ impl Stage {
             .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
         if options.agent {
             let agent = static_program("lsm-guest", "lsm-guest")?;
-            image = image.program(&agent)?.service("lsm-guest", AGENT);
+            image = match options.distribution {
+                None => image.program(&agent)?.service("lsm-guest", AGENT),
+                Some(_) => installed(image, &agent)?,
+            };
+        }
+        if let Some(owner) = options.distribution {
+            image = image.distribution(owner);
         }
         for module in &options.modules {
             image = image.module(module);
@@ -171,7 +199,7 @@ impl Stage {
             let site_options = SiteOptions {
                 hook: Some(program("lab-hook")?),
                 files: vec![
-                    ("/etc/lsm/host.toml".into(), host_toml(&topology, &plan.name, &options.policy)),
+                    ("/etc/lsm/host.toml".into(), host_toml(&topology, &plan.name, options)),
                     ("/etc/lsm/real-hook".into(), hook.display().to_string()),
                 ],
                 kvm,
@@ -199,16 +227,29 @@ impl Stage {
             Channel::VsockDevice => Some(VsockDevice::start(&sites[0], CID)?),
             Channel::Serial | Channel::Vsock => None,
         };
+        let mut lans = Vec::new();
+        if options.distribution.is_some() {
+            let reserved = vec![(domain.mac_a.clone(), 10)];
+            for plan in topology.sites() {
+                let lan_options = LanOptions { reserved: reserved.clone(), ..LanOptions::default() };
+                lans.push(Lan::serve(&topology, &plan.name, &lan_options)?);
+            }
+        }
         let guest = Guest::boot(&domain, &sites)?;
         let up = format!(
             "grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}",
             if options.agent { " && test -S /run/lsm/guest.sock" } else { "" }
         );
-        wait_for("the VM's programs", Duration::from_secs(30), || {
+        let up = if options.distribution.is_some() {
+            format!("{up} && ip -4 route show default | grep -q eth0")
+        } else {
+            up
+        };
+        wait_for("the VM's programs", if options.distribution.is_some() { DISTRIBUTION } else { PROGRAMS }, || {
             guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
         })?;
         told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));
-        Ok(Stage { guest, services, vsock, sites, hook, _lab: lab, topology })
+        Ok(Stage { guest, services, vsock, sites, hook, lans, _lab: lab, topology })
     }
 
     /// The site of that name.
@@ -408,7 +449,7 @@ impl Stage {
     }
 }
 
-fn serve(site: &Site, hook: &std::path::Path) -> Result<Process> {
+fn serve(site: &Site, hook: &Path) -> Result<Process> {
     let service = site.service("lsm-hook", site.command("chrt").args(["-r", "1"]).arg(hook).arg("serve"))?;
     let socket = site.inside("/run/lsm/hook.sock");
     wait_for("lsm-hook to listen", Duration::from_secs(10), || {
@@ -421,16 +462,41 @@ fn serve(site: &Site, hook: &std::path::Path) -> Result<Process> {
     Ok(service)
 }
 
-fn host_toml(topology: &Topology, name: &str, policy: &str) -> String {
+/// The agent as it is installed: its files where packaging/README.md says.
+fn installed(image: ImageBuilder, agent: &Path) -> Result<ImageBuilder> {
+    let agent = std::fs::read(agent).during(|| format!("read {}", agent.display()))?;
+    let bus = include_bytes!("../../packaging/org.lsm.Guest1.conf");
+    Ok(image
+        .file("/usr/sbin/lsm-guest", 0o755, agent)
+        .file("/etc/dbus-1/system.d/org.lsm.Guest1.conf", 0o644, *bus)
+        .file("/etc/tmpfiles.d/lsm.conf", 0o644, *include_bytes!("../../packaging/tmpfiles.conf"))
+        .unit("lsm-guest", include_str!("../../systemd/lsm-guest.service")))
+}
+
+/// What `[lan.NAME]` says of addresses.
+fn addressing(site: &SitePlan, word: &str) -> String {
+    let (v4, v6) = (format!("\"{}/24\"", site.address(0)), format!("\"{}/64\"", lan::prefix(site)));
+    match word {
+        "static" => format!(
+            "prefix = {v4}\ngateway = \"{}\"\npool = \"{}-{}\"\n",
+            site.gateway,
+            site.address(100),
+            site.address(199)
+        ),
+        "dhcp" => format!("prefix = {v4}\naddressing = \"{word}\"\n"),
+        "slaac" => format!("prefix = {v6}\naddressing = \"{word}\"\n"),
+        _ => format!("prefix = [{v4}, {v6}]\naddressing = \"{word}\"\n"),
+    }
+}
+
+fn host_toml(topology: &Topology, name: &str, options: &StageOptions) -> String {
     let site = topology.site(name);
+    let policy = &options.policy;
     let mut text = format!(
-        "name = \"{name}\"\n\n[tunnel]\naddress = \"{wan}\"\n\n[lan.{name}]\nbridge = \"{bridge}\"\nprefix = \"{net}/24\"\ngateway = \"{gateway}\"\npool = \"{first}-{last}\"\n",
+        "name = \"{name}\"\n\n[tunnel]\naddress = \"{wan}\"\n\n[lan.{name}]\nbridge = \"{bridge}\"\n{addressing}",
         wan = site.wan,
         bridge = site.bridge,
-        net = site.address(0),
-        gateway = site.gateway,
-        first = site.address(100),
-        last = site.address(199),
+        addressing = addressing(site, &options.addressing),
     );
     for peer in topology.sites().iter().filter(|peer| peer.name != name) {
         text.push_str(&format!("\n[peer.{}]\naddress = \"{}:16519\"\n", peer.name, peer.wan));

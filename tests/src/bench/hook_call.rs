@@ -37,7 +37,7 @@ impl Drop for Scratch {
 
 fn begin() -> Result<Measure> {
     let hook = static_program("lsm-hook", "lsm-hook")?;
-    let image = Image { release: String::new(), kernel: "/vmlinuz".into(), initramfs: "/initrd".into() };
+    let image = Image { release: String::new(), kernel: "/vmlinuz".into(), initramfs: "/initrd".into(), disk: None };
     let site = SitePlan {
         number: 1,
         name: "montreal".into(),

@@ -8,7 +8,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use lsm_tests::exec;
+use lsm_tests::{distribution, exec};
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
@@ -20,9 +20,13 @@ fn main() -> ExitCode {
         return serve();
     }
     // After a failure the VM stays up: its console says what failed.
-    for (what, result) in
-        [("mounts", mounts()), ("modules", modules()), ("network", network()), ("services", services())]
-    {
+    for (what, result) in [
+        ("mounts", mounts()),
+        ("modules", modules()),
+        ("distribution", distribution()),
+        ("network", network()),
+        ("services", services()),
+    ] {
         if let Err(error) = result {
             println!("lab-init: {what}: {error}");
         }
@@ -98,6 +102,14 @@ fn network() -> io::Result<()> {
     let _ = fs::write("/proc/sys/net/mptcp/enabled", "1");
     let status = Command::new("/sbin/ip").args(["-batch", "/tmp/network"]).status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("ip: {status}"))) }
+}
+
+/// Where the VM is one, nothing after it is ours to do.
+fn distribution() -> io::Result<()> {
+    if fs::read_to_string("/proc/cmdline")?.split_whitespace().any(|word| word == distribution::WORD) {
+        distribution::enter()?;
+    }
+    Ok(())
 }
 
 fn services() -> io::Result<()> {

@@ -1,0 +1,186 @@
+//! Debian 12 as people run it: systemd, D-Bus, udev, and an owner for the network cards. A read-only disk, made by
+//! `tests/install`; what the lab puts onto it comes with the initramfs, and what the VM writes stays in its memory.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use nix::mount::{MsFlags, mount};
+
+use crate::shell::{During as _, LabError, Result};
+
+/// Who gives the VM's network cards their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    Networkd,
+    NetworkManager,
+}
+
+/// On the kernel's command line: the VM is a whole distribution.
+pub const WORD: &str = "lab.distribution";
+/// What the lab puts onto it, inside the initramfs.
+pub(crate) const ONTO: &str = "/onto";
+/// Modules of the kernel that it needs.
+pub(crate) const MODULES: [&str; 3] = ["virtio_blk", "ext4", "overlay"];
+
+/// Services that a test needs not wait for: under emulation each takes a good part of a second.
+const MASKED: [&str; 30] = [
+    "ModemManager.service",
+    "NetworkManager-dispatcher.service",
+    "NetworkManager-wait-online.service",
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty.target",
+    "ldconfig.service",
+    "modprobe@.service",
+    "polkit.service", // root needs no leave
+    "serial-getty@ttyS0.service",
+    "systemd-binfmt.service",
+    "systemd-firstboot.service",
+    "systemd-hostnamed.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-journal-flush.service",
+    "systemd-logind.service",
+    "systemd-machine-id-commit.service",
+    "systemd-networkd-wait-online.service",
+    "systemd-pcrphase-sysinit.service",
+    "systemd-pcrphase.service",
+    "systemd-random-seed.service",
+    "systemd-sysusers.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-update-utmp.service",
+    "systemd-user-sessions.service",
+];
+
+/// networkd asks for the first card's address, as Debian's cloud images have it; it is told nothing of the second.
+const NETWORKD: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n";
+/// The same for NetworkManager.
+const NETWORK_MANAGER: &str =
+    "[connection]\nid=eth0\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n";
+
+/// The disk.
+///
+/// # Errors
+/// `tests/install --tests` has not run.
+pub fn disk() -> Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/distribution");
+    let entries =
+        fs::read_dir(&directory).during(|| format!("read {}; run tests/install --tests", directory.display()))?;
+    let mut disks =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "ext4"));
+    disks
+        .next()
+        .ok_or_else(|| LabError::Other(format!("no disk in {}; run tests/install --tests", directory.display())))
+}
+
+/// Files and links that make a VM of the lab of it. A link's contents are where it leads.
+pub(crate) fn onto(
+    owner: Owner,
+    services: &[(String, String)],
+    units: &[(String, String)],
+) -> Vec<(String, u32, Vec<u8>)> {
+    let mut files: Vec<(String, u32, Vec<u8>)> = Vec::new();
+    let mut file = |path: &str, permissions: u32, contents: &str| {
+        files.push((format!("{ONTO}{path}"), permissions, contents.as_bytes().to_vec()));
+    };
+    for unit in MASKED {
+        file(&format!("/etc/systemd/system/{unit}"), LINK, "/dev/null");
+    }
+    let mut wanted = vec!["lab-exec".to_owned()];
+    match owner {
+        Owner::Networkd => {
+            wanted.push("systemd-networkd".into());
+            file("/etc/systemd/system/NetworkManager.service", LINK, "/dev/null");
+            file("/etc/systemd/network/50-eth0.network", 0o644, NETWORKD);
+        }
+        Owner::NetworkManager => {
+            file("/etc/systemd/system/systemd-networkd.service", LINK, "/dev/null");
+            file("/etc/NetworkManager/system-connections/eth0.nmconnection", 0o600, NETWORK_MANAGER);
+        }
+    }
+    let unit = |command: &str| {
+        format!("[Unit]\nDefaultDependencies=no\n\n[Service]\nExecStart={command}\nStandardOutput=journal+console\n")
+    };
+    file("/etc/systemd/system/lab-exec.service", 0o644, &unit("/usr/lib/lab/init exec"));
+    for (name, command) in services {
+        wanted.push(name.clone());
+        let log = format!("StandardOutput=append:/var/log/{name}.log\nStandardError=inherit\n");
+        file(&format!("/etc/systemd/system/{name}.service"), 0o644, &format!("[Service]\nExecStart={command}\n{log}"));
+    }
+    for (name, text) in units {
+        wanted.push(name.clone());
+        file(&format!("/etc/systemd/system/{name}.service"), 0o644, text);
+    }
+    for name in wanted {
+        let found = if name.starts_with("systemd-") { "/lib/systemd/system" } else { "/etc/systemd/system" };
+        file(
+            &format!("/etc/systemd/system/multi-user.target.wants/{name}.service"),
+            LINK,
+            &format!("{found}/{name}.service"),
+        );
+    }
+    file("/etc/systemd/system/default.target", LINK, "/lib/systemd/system/multi-user.target");
+    file("/etc/systemd/system.conf.d/lab.conf", 0o644, "[Manager]\nDefaultTimeoutStopSec=5s\nShowStatus=no\n");
+    file("/etc/machine-id", 0o444, "0123456789abcdef0123456789abcdef\n");
+    file("/etc/fstab", 0o644, "");
+    files
+}
+
+/// In the list of files: a symbolic link.
+pub(crate) const LINK: u32 = 0;
+
+/// In the VM, as its first process: goes over to the distribution, for good.
+///
+/// # Errors
+/// The kernel's. Nothing else will do then.
+pub fn enter() -> io::Result<std::convert::Infallible> {
+    let none = None::<&str>;
+    for directory in ["/disk", "/memory", "/whole"] {
+        fs::create_dir_all(directory)?;
+    }
+    mount(Some("/dev/vda"), "/disk", Some("ext4"), MsFlags::MS_RDONLY | MsFlags::MS_NOATIME, none)?;
+    mount(Some("tmpfs"), "/memory", Some("tmpfs"), MsFlags::empty(), none)?;
+    fs::create_dir("/memory/upper")?;
+    fs::create_dir("/memory/work")?;
+    let layers = Some("lowerdir=/disk,upperdir=/memory/upper,workdir=/memory/work");
+    mount(Some("overlay"), "/whole", Some("overlay"), MsFlags::empty(), layers)?;
+    copy(Path::new(ONTO), Path::new("/whole"))?;
+    fs::create_dir_all("/whole/usr/lib/lab")?;
+    fs::copy("/init", "/whole/usr/lib/lab/init")?;
+    for moved in ["/dev", "/proc", "/sys", "/run"] {
+        mount(Some(moved), format!("/whole{moved}").as_str(), none, MsFlags::MS_MOVE, none)?;
+    }
+    std::env::set_current_dir("/whole")?;
+    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    nix::unistd::chroot(".")?;
+    std::env::set_current_dir("/")?;
+    Ok(nix::unistd::execv(c"/lib/systemd/systemd", &[CString::from(c"systemd")])?)
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let (entry, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        let to = to.join(entry.file_name().unwrap_or_default());
+        if kind.is_dir() {
+            fs::create_dir_all(&to)?;
+            copy(&entry, &to)?;
+        } else {
+            let _ = fs::remove_file(&to); // a link of the distribution's is not to be followed
+            if kind.is_symlink() {
+                symlink(fs::read_link(&entry)?, &to)?;
+            } else {
+                fs::copy(&entry, &to)?;
+                fs::set_permissions(&to, fs::Permissions::from_mode(entry.metadata()?.mode()))?;
+            }
+        }
+    }
+    Ok(())
+}
