@@ -3,6 +3,7 @@
 mod asked;
 mod background;
 mod log;
+mod obtaining;
 mod orders;
 mod reports;
 mod telling;
@@ -21,7 +22,7 @@ use lsm_protocol::{
 };
 use tokio::sync::{Notify, broadcast, mpsc};
 
-use self::reports::Reports;
+use self::{obtaining::Progress, reports::Reports};
 use crate::{
     bus::{self, Bus},
     callers::Callers,
@@ -62,6 +63,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
     let (failures_in, mut failures) = mpsc::unbounded_channel();
     let (moves, moves_out) = mpsc::unbounded_channel();
     let (told_in, mut told) = mpsc::unbounded_channel();
+    let (progress_in, mut progress) = mpsc::unbounded_channel();
     let bus = Bus { calls: calls_in, signals: broadcast::channel(signals::BACKLOG).0 };
     let mut daemon = Daemon {
         kernel: Kernel::open()?,
@@ -78,6 +80,8 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         signals: bus.signals.clone(),
         moves,
         reports: Reports::open(directory, &config.reports, under_way),
+        obtaining: None,
+        progress: progress_in,
     };
     daemon.set_up()?;
     tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, failures_in, daemon.counting.clone()));
@@ -88,6 +92,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
     tokio::spawn(bus::serve_system_bus(bus));
     tokio::task::spawn_local(switched::tell(moves_out, told_in, config.script_deadline));
+    daemon.go_on_extending();
     daemon.tell_scripts(); // what an agent that died left undone
     daemon.holds.begin(now()); // for a preparation that goes on
     daemon.feed(Event::Restarted).await;
@@ -95,6 +100,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         let deadline = daemon.record.guest.deadline();
+        let extension = daemon.next_extension();
         let sleep = Duration::from_millis(deadline.map_or(0, |d| d.at.saturating_sub(now())));
         tokio::select! {
             // First what cannot wait: the reset of the transport is the arrival.
@@ -106,6 +112,8 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             Some(call) = calls.recv() => daemon.call(call).await,
             Some(one) = told.recv() => daemon.told(one),
             () = routes_changed.notified() => daemon.repair_routes(),
+            Some(one) = progress.recv() => daemon.hear_of(one).await,
+            () = obtaining::sleep_until(extension), if extension.is_some() => daemon.extend(),
             () = tokio::time::sleep(sleep), if deadline.is_some() => {
                 if let Some(d) = deadline {
                     tracing::debug!(awaited = d.awaited, "the time for this has come");
@@ -165,6 +173,10 @@ struct Daemon {
     /// To whoever runs the scripts.
     moves: mpsc::UnboundedSender<Move>,
     reports: Reports,
+    /// The work for addresses of the new LAN, while there is any.
+    obtaining: Option<tokio::task::JoinHandle<()>>,
+    /// What it has come to.
+    progress: mpsc::UnboundedSender<Progress>,
 }
 
 impl Daemon {

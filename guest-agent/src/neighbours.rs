@@ -50,7 +50,7 @@ pub async fn probe(ifindex: u32, mac: Mac, source: IpAddr, target: IpAddr) -> Re
             (IpAddr::V4(source), IpAddr::V4(target)) => {
                 let question = arp(ARP_REQUEST, (mac, source), (UNKNOWN, target), BROADCAST);
                 let read = |bytes: &[u8]| read_arp_reply(bytes, mac, target);
-                ask(packet_socket(ifindex)?, &question, None, read).await
+                ask(packet_socket(ifindex, ARP)?, &question, None, read).await
             }
             (IpAddr::V6(source), IpAddr::V6(target)) => {
                 let (socket, everybody) = discovery::socket(ifindex, source, target)?;
@@ -87,6 +87,14 @@ pub async fn all_answer(mac: Mac, exits: Vec<Exit>, silent: impl Fn(IpAddr)) -> 
     }
 }
 
+/// A raw ICMPv6 socket on one card, and where its routers are reached. It hears all that comes there.
+///
+/// # Errors
+/// When the card is gone, or CAP_NET_RAW is missing.
+pub(crate) fn socket_to_all_routers(ifindex: u32) -> io::Result<(Socket, socket2::SockAddr)> {
+    discovery::socket_to_all_routers(ifindex)
+}
+
 /// Tells the link that `address` is at `mac`: a gratuitous ARP in both forms (stacks differ in which they heed), or an
 /// unsolicited neighbour advertisement, which needs the address on the card.
 ///
@@ -95,7 +103,7 @@ pub async fn all_answer(mac: Mac, exits: Vec<Exit>, silent: impl Fn(IpAddr)) -> 
 pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> Result<(), Error> {
     let announced = || match address {
         IpAddr::V4(v4) => {
-            let socket = packet_socket(ifindex)?;
+            let socket = packet_socket(ifindex, ARP)?;
             socket.send(&arp(ARP_REQUEST, (mac, v4), (UNKNOWN, v4), BROADCAST))?;
             socket.send(&arp(ARP_REPLY, (mac, v4), (mac, v4), BROADCAST))
         }
@@ -197,9 +205,9 @@ async fn ask(
     }
 }
 
-/// A packet socket for ARP on one card.
-fn packet_socket(ifindex: u32) -> io::Result<Socket> {
-    let protocol = i32::from((libc::ETH_P_ARP as u16).to_be());
+/// A packet socket for one protocol (ETH_P_*) on one card.
+pub(crate) fn packet_socket(ifindex: u32, protocol: u16) -> io::Result<Socket> {
+    let protocol = i32::from(protocol.to_be());
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))?;
     socket.set_nonblocking(true)?;
     // nix can only *read* a sockaddr_ll; the C library hands out one per card, and its protocol of 0 leaves the socket's.
@@ -215,10 +223,11 @@ fn link_address(ifindex: u32) -> io::Result<LinkAddr> {
 }
 
 /// The name behind an index, for what is asked by name.
-fn interface_name(ifindex: u32) -> io::Result<std::ffi::CString> {
+pub(crate) fn interface_name(ifindex: u32) -> io::Result<std::ffi::CString> {
     Ok(if_indextoname(ifindex)?)
 }
 
+const ARP: u16 = libc::ETH_P_ARP as u16;
 const BROADCAST: Mac = Mac([0xff; 6]);
 const UNKNOWN: Mac = Mac([0; 6]);
 const ARP_REQUEST: u16 = 1;

@@ -8,7 +8,7 @@ pub mod upkeep;
 
 use lsm_protocol::{Mac, Refusal};
 
-pub use self::raise::raise;
+pub use self::raise::{got, plug, raise};
 
 use crate::{
     kernel::Kernel,
@@ -21,7 +21,7 @@ use crate::{
 
 /// Tables and rule priorities of ours begin here; the vNIC's interface index is added to the table. Far from main (254),
 /// cloud agents' tables (1 to 1000) and NetworkManager's (by VRF).
-const TABLE: u32 = 19_500;
+pub const TABLE: u32 = 19_500;
 const PRIORITY: u32 = 19_500;
 
 /// Parameters of each of the two vNICs: replies may come back by either (rp_filter loose), and a vNIC neither answers

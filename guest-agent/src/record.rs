@@ -8,11 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lsm_protocol::{Addresses, Mac, Side, forecast::Evidence, guest::Guest};
+use lsm_protocol::{Addresses, Mac, Millis, Side, forecast::Evidence, guest::Guest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    dhcp::{Card, Lease},
     mptcp::Limits,
+    obtain::Owner,
     routing::{DefaultRoute, Exit, Rule},
     switched::Move,
 };
@@ -91,6 +93,17 @@ impl Plugged {
     }
 }
 
+/// Who keeps the addresses of a vNIC alive, and what was changed for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub card: Card,
+    pub owner: Owner,
+    /// Ours to extend, and when that is to be tried next.
+    pub lease: Option<(Lease, Option<Millis>)>,
+    /// As they were.
+    pub parameters: Vec<Change>,
+}
+
 /// The two paths of the migration under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paths {
@@ -121,6 +134,9 @@ pub struct Record {
     /// Before the agent's first start: limits and parameters of the whole namespace.
     pub limits: Option<Limits>,
     pub parameters: Vec<Change>,
+    /// vNICs whose addresses were got from a LAN.
+    #[serde(default)]
+    pub obtained: Vec<Kept>,
     /// The vNICs that a host said LSM manages.
     #[serde(default)]
     pub managed: Vec<Mac>,

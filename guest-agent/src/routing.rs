@@ -163,9 +163,13 @@ impl Routing {
 
     /// The default routes of the main table, of both families, the most preferred (smallest metric) first.
     pub fn default_routes(&mut self) -> Result<Vec<DefaultRoute>, Error> {
-        let main = u32::from(libc::RT_TABLE_MAIN);
+        self.default_routes_of(libc::RT_TABLE_MAIN.into())
+    }
+
+    /// The same of another table.
+    pub fn default_routes_of(&mut self, table: u32) -> Result<Vec<DefaultRoute>, Error> {
         let raw = self.routes(|fixed, rest| {
-            table_of(fixed, rest) == main
+            table_of(fixed, rest) == table
                 && fixed[1] == 0
                 && attribute(rest, RTA_DST).is_none()
                 && fixed[7] == libc::RTN_UNICAST

@@ -41,6 +41,16 @@ impl Vnic {
     }
 }
 
+/// An IPv6 address that the kernel made of a router's advertisement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Autoconfigured {
+    pub address: Ipv6Addr,
+    /// Not known yet to be the only one on the link.
+    pub tentative: bool,
+    /// Known not to be.
+    pub duplicate: bool,
+}
+
 /// What could not be done to which card.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}")]
@@ -109,6 +119,15 @@ impl Vnics {
     /// its card, the card is the one with the smallest index.
     pub async fn find(&self, mac: Mac) -> Result<Option<Vnic>, Error> {
         Ok(self.list().await?.into_iter().find(|vnic| vnic.mac == mac))
+    }
+
+    /// The addresses that the kernel has made itself for a card; not the link-local one.
+    pub async fn autoconfigured(&self, index: u32) -> Result<Vec<Autoconfigured>, Error> {
+        let failed = |error| failed("list the addresses", error);
+        let of_card = |message: &AddressMessage| message.header.index == index;
+        let all = self.handle.address().get().execute();
+        let read = async |message| Ok(Some(message).filter(of_card).as_ref().and_then(read_autoconfigured));
+        all.try_filter_map(read).try_collect().await.map_err(failed)
     }
 
     /// Raises or lowers a card.
@@ -215,6 +234,22 @@ fn read_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     let plain =
         find(|attribute| if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None });
     Some((local.or(plain)?, message.header.prefix_len))
+}
+
+fn read_autoconfigured(message: &AddressMessage) -> Option<Autoconfigured> {
+    let (IpAddr::V6(address), _) = read_address(message)? else { return None };
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or(AddressFlags::empty());
+    let has = |flag| flags.contains(flag);
+    let ours = !address.is_unicast_link_local() && !has(AddressFlags::Permanent);
+    ours.then(|| Autoconfigured {
+        address,
+        tentative: has(AddressFlags::Tentative) || has(AddressFlags::Optimistic),
+        duplicate: has(AddressFlags::Dadfailed),
+    })
 }
 
 fn changed(

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    Addressing, Decline, Drain, Given, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid,
+    Addressing, Decline, Drain, Given, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid, V4, V6,
     destination::{self, Destination, Order, Policy, Short, Unprepared},
     forecast::Survival,
 };
@@ -147,6 +147,7 @@ pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Res
         home_mtu: running.mtu,
         round_trip,
         account: Account::default(),
+        addressed: None,
     };
     Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news })))
 }
@@ -267,7 +268,11 @@ async fn need_bridge(host: &Host, name: &str, lan: &Lan) -> Result<(), Refused> 
 }
 
 fn addressing(host: &Host, name: &str, lan: &Lan, vm: Uuid) -> Result<Addressing, Refused> {
-    let config::Addressing::Static = lan.addressing;
+    if let config::Addressing::Obtained { dhcp, slaac } = lan.addressing {
+        let v4 = dhcp.map_or(V4::None, |subnet| V4::Dhcp(Some(subnet)));
+        let v6 = slaac.map_or(V6::None, |subnet| V6::Slaac(Some(subnet)));
+        return Ok(Addressing { v4, v6 });
+    }
     let leased = host.inventory.borrow_mut().lease(&lan.subnets, vm);
     let exhausted = |subnet: &Subnet| Refused::PoolExhausted { lan: name.to_owned(), prefix: subnet.prefix };
     let addresses = leased.map_err(exhausted)?;

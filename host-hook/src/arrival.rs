@@ -7,7 +7,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    Addresses, Addressing, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId, V4, V6,
+    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
     report::Ended,
@@ -22,7 +22,7 @@ use crate::{
     foresight::Foresight,
     guest_line::GuestLine,
     hook::HookAnswer,
-    host::{CROSSING, Host, QUEUE},
+    host::{Host, QUEUE},
     inventory::{Vm, write_json},
     moved::Move,
     peer_line::{PeerHandle, PeerNews},
@@ -75,6 +75,9 @@ pub struct Saved {
     /// For the report.
     #[serde(default)]
     pub account: Account,
+    /// The addresses that the guest has got from the LAN, by its own word.
+    #[serde(default)]
+    pub addressed: Option<Addresses>,
 }
 
 /// The hook that waits in `migrate begin`, and what it prints if all goes well.
@@ -135,6 +138,10 @@ impl Arrival {
                 // First what cannot wait: the stop, then the arrival.
                 biased;
                 Some(news) = from_peer.recv() => match news {
+                    PeerNews::Said(Peer::GuestAddressed { addresses, .. }) => {
+                        self.addressed(&offer, addresses);
+                        continue;
+                    }
                     PeerNews::Said(message) => Event::Peer(message),
                     PeerNews::RoundTrip(time) => {
                         self.saved.round_trip = time;
@@ -180,6 +187,12 @@ impl Arrival {
                 reply = hear(&mut self.guest) => match (reply, &self.guest) {
                     (FromGuest::Forecast(page), Some(line)) => {
                         self.foresight.hear(line, page);
+                        continue;
+                    }
+                    (FromGuest::Addressed { migration, addresses }, _) => {
+                        if migration == offer.migration {
+                            self.addressed(&offer, addresses);
+                        }
                         continue;
                     }
                     (reply, _) => Event::Guest(reply),
@@ -287,10 +300,9 @@ impl Arrival {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
-            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it finds itself is not known.
-            let finds = matches!(offer.addressing, Addressing { v4: V4::Dhcp, .. } | Addressing { v6: V6::Slaac, .. });
-            let addresses = (!finds).then(|| offer.addressing.addresses());
-            let crossing = Crossing { addresses, ..CROSSING };
+            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known.
+            let addresses = (!offer.addressing.is_obtained()).then(|| offer.addressing.addresses());
+            let crossing = Crossing { addresses, ..lan.addressing.crossing() };
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),
@@ -428,10 +440,16 @@ impl Arrival {
         }
     }
 
+    fn addressed(&mut self, offer: &Offer, addresses: Addresses) {
+        tracing::info!(vm = self.saved.name, migration = %offer.migration, %addresses, "the guest has got addresses of this LAN");
+        self.saved.addressed = Some(addresses);
+        self.save(offer);
+    }
+
     /// The operator's scripts hear of it. The old addresses are the guest's word; the new ones are known here, as far as they
     /// were given, and a guest has no others.
     fn tell_moved(&self, offer: &Offer, from: Addresses, to: Addresses) {
-        let given = offer.addressing.addresses();
+        let given = self.saved.addressed.unwrap_or_else(|| offer.addressing.addresses());
         if (from == given) == (to == given) {
             tracing::debug!(vm = self.saved.name, %from, %to, "not the addresses that the VM was given");
             return;

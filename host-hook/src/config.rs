@@ -9,12 +9,14 @@ mod network;
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use lsm_protocol::forecast::Survival;
+
+use crate::filters::Crossing;
 
 pub use self::network::{Pool, Prefix};
 
@@ -89,7 +91,8 @@ impl Default for Tls {
 pub struct Lan {
     /// The bridge of this host that is the LAN.
     pub bridge: String,
-    /// The LAN's IP subnets, of one family each: IPv4, IPv6 or both.
+    /// The LAN's IP subnets that this host gives addresses of: of one family each, IPv4, IPv6 or both. None where VMs get
+    /// theirs from the LAN.
     pub subnets: Vec<Subnet>,
     /// MTU of the LAN in bytes.
     pub mtu: u32,
@@ -110,12 +113,33 @@ pub struct Subnet {
 }
 
 /// How a vNIC gets its address of a LAN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Addressing {
     /// This host gives one of its pool.
-    #[default]
     Static,
+    /// The LAN gives one of each subnet that is named.
+    Obtained { dhcp: Option<lsm_protocol::Subnet<Ipv4Addr>>, slaac: Option<lsm_protocol::Subnet<Ipv6Addr>> },
+}
+
+impl Addressing {
+    /// An address of the family that demands most of the LAN's MTU, of those that the LAN gives.
+    fn last_family(&self) -> Option<IpAddr> {
+        match self {
+            Addressing::Static => None,
+            Addressing::Obtained { dhcp, slaac } => {
+                slaac.map(|subnet| subnet.address.into()).or(dhcp.map(|subnet| subnet.address.into()))
+            }
+        }
+    }
+
+    /// What of the LAN's broadcast a vNIC needs through a tunnel.
+    pub fn crossing(&self) -> Crossing {
+        let (dhcp, ra) = match self {
+            Addressing::Static => (false, false),
+            Addressing::Obtained { dhcp, slaac } => (dhcp.is_some(), slaac.is_some()),
+        };
+        Crossing { arp: true, dhcp, ra, addresses: None }
+    }
 }
 
 /// Another host.

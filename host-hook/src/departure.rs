@@ -19,7 +19,7 @@ use crate::{
     divert::Diversion,
     foresight::Foresight,
     guest_line::GuestLine,
-    host::{CROSSING, Host, SPARE_BRIDGE},
+    host::{Host, SPARE_BRIDGE},
     inventory::{Vm, write_json},
     libvirt,
     peer_line::PeerHandle,
@@ -160,6 +160,13 @@ impl Departure {
                         self.foresight.hear(line, page);
                         continue;
                     }
+                    (FromGuest::Addressed { migration, addresses }, _) => {
+                        if let Some(peer) = self.peer.as_ref().filter(|_| migration == offer.migration) {
+                            tracing::info!(%migration, %addresses, "the guest has got addresses of the new LAN");
+                            peer.tell(Peer::GuestAddressed { migration, addresses });
+                        }
+                        continue;
+                    }
                     (reply, _) => Event::Guest(reply),
                 },
                 Some(left) = self.progress.1.recv() => Event::Progress { left },
@@ -260,7 +267,7 @@ impl Departure {
         })?;
         let home = self.host.spec_to_build(offer.home, offer, offer.underlay, lan.mtu as u16)?;
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
-        self.host.tunnels.build_lan_end(&home, &lan.bridge, false, CROSSING).await.map_err(failed)?;
+        self.host.tunnels.build_lan_end(&home, &lan.bridge, false, lan.addressing.crossing()).await.map_err(failed)?;
         if offer.join == Join::Before {
             let advance = self.host.spec_to_build(offer.advance, offer, offer.underlay, offer.mtu)?;
             self.host.tunnels.build_vm_end(&advance).await.map_err(failed)?;

@@ -7,7 +7,6 @@ use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
 use crate::{
     config::{Config, Underlay},
     divert::Fdb,
-    filters::Crossing,
     inventory::Inventory,
     moved::Moves,
     peer::Identity,
@@ -20,8 +19,6 @@ use crate::{
 pub const SPARE_BRIDGE: &str = "lsm-spare";
 /// Frames that wait at a tap for the CPUs: 1000 lost 855 at 4,000/s over 457 ms, 10000 none.
 pub const QUEUE: u32 = 10_000;
-/// What of the LAN's broadcast a static vNIC needs through the tunnel.
-pub const CROSSING: Crossing = Crossing { arp: true, dhcp: false, ra: false, addresses: None };
 /// No IP stack accepts less (RFC 791, section 3.2): where a fragment of an outer packet cannot even be this long, there
 /// is no path.
 const LEAST_MTU: u32 = 576;

@@ -96,6 +96,7 @@ pub fn peer_word(message: &Peer) -> &'static str {
         Peer::Accepted { .. } => "the source has built its ends",
         Peer::Declined { .. } => "the source declines",
         Peer::GuestPrepared { .. } => "the guest is prepared",
+        Peer::GuestAddressed { .. } => "the guest has addresses",
         Peer::GuestRefused { .. } => "the guest is not prepared",
         Peer::Flipped { .. } => "the guest has flipped early",
         Peer::Stopped { .. } => "the VM is paused at the source",

@@ -22,8 +22,8 @@ pub enum V4 {
     None,
     /// As given by the host.
     Static(Given<Ipv4Addr>),
-    /// By whoever does DHCP for the vNIC in the guest.
-    Dhcp,
+    /// By DHCP; one of the LAN's subnet, where that is known.
+    Dhcp(Option<Subnet<Ipv4Addr>>),
 }
 
 /// How it gets its IPv6 address.
@@ -33,8 +33,8 @@ pub enum V6 {
     None,
     /// As given by the host.
     Static(Given<Ipv6Addr>),
-    /// Out of router advertisements (RFC 4862).
-    Slaac,
+    /// Out of router advertisements (RFC 4862); one of the LAN's subnet, where that is known.
+    Slaac(Option<Subnet<Ipv6Addr>>),
 }
 
 /// An address that the host gives, and what is needed to use it.
@@ -43,6 +43,33 @@ pub struct Given<Address> {
     pub address: Address,
     pub prefix_len: u8,
     pub gateway: Address,
+}
+
+/// What the LAN's configuration says of it: an address from outside is somebody else's mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Subnet<Address> {
+    pub address: Address,
+    pub prefix_len: u8,
+}
+
+impl Subnet<Ipv4Addr> {
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        let differing = self.address.to_bits() ^ address.to_bits();
+        differing.leading_zeros() >= self.prefix_len.into()
+    }
+}
+
+impl Subnet<Ipv6Addr> {
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        let differing = self.address.to_bits() ^ address.to_bits();
+        differing.leading_zeros() >= self.prefix_len.into()
+    }
+}
+
+impl<Address: fmt::Display> fmt::Display for Subnet<Address> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
+    }
 }
 
 impl<Address: Into<IpAddr>> Given<Address> {
@@ -58,6 +85,25 @@ impl Addressing {
         let v4 = if let V4::Static(given) = self.v4 { Some(given.of_either()) } else { None };
         let v6 = if let V6::Static(given) = self.v6 { Some(given.of_either()) } else { None };
         v4.into_iter().chain(v6)
+    }
+
+    /// The LAN's subnet that this address is outside of, if it is.
+    pub fn excludes(&self, address: IpAddr) -> Option<Subnet<IpAddr>> {
+        let subnet = match (address, self.v4, self.v6) {
+            (IpAddr::V4(v4), V4::Dhcp(Some(subnet)), _) if !subnet.contains(v4) => {
+                Subnet { address: subnet.address.into(), prefix_len: subnet.prefix_len }
+            }
+            (IpAddr::V6(v6), _, V6::Slaac(Some(subnet))) if !subnet.contains(v6) => {
+                Subnet { address: subnet.address.into(), prefix_len: subnet.prefix_len }
+            }
+            _ => return None,
+        };
+        Some(subnet)
+    }
+
+    /// Whether the guest has to get one of them from the LAN.
+    pub fn is_obtained(&self) -> bool {
+        matches!(self.v4, V4::Dhcp(_)) || matches!(self.v6, V6::Slaac(_))
     }
 
     /// The addresses that are known beforehand.
@@ -120,5 +166,26 @@ impl fmt::Display for Addresses {
             (None, Some(v6)) => v6.fmt(f),
             (None, None) => f.write_str("no address"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_from_outside_of_the_lan_is_told_from_its_own() {
+        let v4 = V4::Dhcp(Some(Subnet { address: Ipv4Addr::new(10, 2, 0, 0), prefix_len: 24 }));
+        let v6 = V6::Slaac(Some(Subnet { address: "2001:db8:2::".parse().unwrap(), prefix_len: 64 }));
+        let excluded = |text: &str| {
+            let subnet = Addressing { v4, v6 }.excludes(text.parse().unwrap());
+            subnet.map(|subnet| alloc::format!("{subnet}"))
+        };
+        assert_eq!((excluded("10.2.0.255"), excluded("2001:db8:2::ffff:0:1")), (None, None));
+        assert_eq!(excluded("10.2.1.0").as_deref(), Some("10.2.0.0/24"));
+        assert_eq!(excluded("2001:db8:2:1::1").as_deref(), Some("2001:db8:2::/64"));
+        let any = Addressing { v4: V4::Dhcp(None), v6: V6::Slaac(None) };
+        assert_eq!(any.excludes("192.0.2.1".parse().unwrap()), None);
+        assert!(any.is_obtained() && !Addressing { v4: V4::None, v6: V6::None }.is_obtained());
     }
 }

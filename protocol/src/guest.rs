@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Counts, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest};
 
+/// Whoever gets the addresses of the new LAN has a patience of its own, and says what it waited for. This ends it all.
+pub const OBTAIN: Millis = 15_000;
 /// The gateway of the new LAN must answer within this: a tunnel at 300 ms RTT with three ARP requests lost.
 pub const GATEWAY: Millis = 3_000;
 /// Joins take one round trip through the tunnel after the announcement; whoever has not joined by then is announced to
@@ -62,7 +64,9 @@ pub const INVITE_MAX: Millis = 5 * 60_000;
 /// done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Step {
-    /// New vNIC up; address; rules and tables for both addresses.
+    /// New vNIC up; its addresses got from the LAN. Done in the background.
+    Obtain,
+    /// New vNIC up; addresses; rules and tables for those of both vNICs.
     RaisePath,
     /// The new LAN's gateways, one of each family, answer through the new vNIC. Done in the background.
     ProbeGateway,
@@ -118,6 +122,8 @@ pub enum Event {
     Told(ToGuest),
     Done(Step),
     Failed(Step, Refusal),
+    /// An address that was got from the LAN is lost: its server wants it back, or it could not be kept alive.
+    Lost(Refusal),
     /// Of the gateways that are asked, this one has not answered yet. Repeated when it is another's turn.
     Silent(IpAddr),
     Counted(Counts),
@@ -157,6 +163,9 @@ pub enum Ended {
 /// Which part of the preparation is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
+    Obtaining {
+        until: Millis,
+    },
     Raising,
     Probing {
         until: Millis,
@@ -352,6 +361,7 @@ impl Guest {
                 s.switch(now, Arrival::Sure)
             }
             (Guest::Prepared(s), Event::Told(ToGuest::Abort { .. })) if s.arrival < Arrival::Sure => undo(s.plan, None),
+            (Guest::Prepared(s), Event::Lost(why)) if s.arrival == Arrival::No => undo(s.plan, Some(why)),
             (Guest::Prepared(s), Event::Deadline) if s.lease.is_some_and(|at| now >= at) => undo(s.plan, None),
             (Guest::Prepared(mut s), Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. })) => {
                 if s.arrival < Arrival::Sure {
@@ -429,16 +439,21 @@ impl Guest {
                     return (state, refuse(plan.migration, why));
                 }
                 let arrival = if plan.arrived { Arrival::Sure } else { Arrival::No };
+                let (stage, step) = if plan.addressing.is_obtained() {
+                    (Stage::Obtaining { until: now + OBTAIN }, Step::Obtain)
+                } else {
+                    (Stage::Raising, Step::RaisePath)
+                };
                 let state = Preparing {
                     plan,
-                    stage: Stage::Raising,
+                    stage,
                     arrival,
                     counts: Counts::default(),
                     held: None,
                     held_most: now + HOLD,
                     silent: None,
                 };
-                (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(Step::RaisePath)])
+                (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(step)])
             }
             (state, ToGuest::Prepare(plan)) => {
                 let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
@@ -466,6 +481,7 @@ impl Guest {
     pub fn deadline(&self) -> Option<Deadline> {
         let (at, awaited) = match self {
             Guest::Preparing(s) => match s.stage {
+                Stage::Obtaining { until } => (until, "addresses of the new LAN"),
                 Stage::Probing { until } => (until, "an answer from the new LAN's gateway"),
                 Stage::Joining { until, .. } => (until, "joins on the new address"),
                 Stage::Held { until } => (until, "programs in the VM to let the move go on"),

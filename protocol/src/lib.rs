@@ -18,7 +18,7 @@ pub mod proof;
 pub mod report;
 pub mod source;
 
-pub use addressing::{Addresses, Addressing, Given, V4, V6};
+pub use addressing::{Addresses, Addressing, Given, Subnet, V4, V6};
 pub use hello::{Bye, Hello, NoCommonVersion, VERSIONS};
 pub use mac::{Mac, NotAMac};
 pub use message::*;

@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release, Forecast, Settle
-//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved, Report
+//! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved, Report, Addressed
 //! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
-//! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen
+//! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen,
+//!                          GuestAddressed
 //! ```
 
 use alloc::{boxed::Box, string::String, vec::Vec};
@@ -128,6 +129,8 @@ pub enum Refusal {
     Held { waiting: u32, legacy: u32 },
     #[error("the VM has not arrived yet: nobody has said so, and until then the old path stays")]
     NotArrived,
+    #[error("vNIC {mac} got no address of the new LAN: {detail}")]
+    NoAddress { mac: Mac, detail: String },
 }
 
 /// Where the guest stands, for `status` on either side.
@@ -212,6 +215,11 @@ pub enum FromGuest {
     /// What the migration did to each connection. Comes before the answer that ends it, and again when the scripts have
     /// ended.
     Report(Box<Report>),
+    /// The addresses that the new vNIC has got. Comes before `Prepared`, where the host did not give them.
+    Addressed {
+        migration: MigrationId,
+        addresses: Addresses,
+    },
 }
 
 /// A domain's UUID.
@@ -371,6 +379,11 @@ pub enum Peer {
         vm: Uuid,
         forecast: Option<Forecast>,
     },
+    /// What the guest has said of its new addresses.
+    GuestAddressed {
+        migration: MigrationId,
+        addresses: Addresses,
+    },
 }
 
 impl Peer {
@@ -382,6 +395,7 @@ impl Peer {
             Peer::Accepted { migration }
             | Peer::Declined { migration, .. }
             | Peer::GuestPrepared { migration, .. }
+            | Peer::GuestAddressed { migration, .. }
             | Peer::GuestRefused { migration, .. }
             | Peer::Flipped { migration }
             | Peer::Stopped { migration }

@@ -19,6 +19,12 @@ use crate::{Counts, Decline, FromGuest, GuestFailure, Join, Millis, Offer, Peer,
 
 /// The guest answers a `Prepare` within this: its own deadlines, and a slow transport.
 pub const GUEST: Millis = guest::GATEWAY + guest::JOINS * guest::ANNOUNCEMENTS as Millis + 2_000;
+
+/// With addresses that it has to get first, so much longer.
+fn patience(offer: &Offer) -> Millis {
+    GUEST + if offer.addressing.is_obtained() { guest::OBTAIN } else { 0 }
+}
+
 /// An early flip is ordered when the copy has about this much left: the order's way into the guest, both priorities on
 /// their way to every client, and the last data on the old path back, at 300 ms RTT; and as much again, since the copy's
 /// end comes suddenly where the last of the memory holds zeros.
@@ -187,13 +193,16 @@ impl Source {
             {
                 s.unprepared(GuestFailure::Refused(Refusal::NoSuchMigration))
             }
-            (Source::Preparing(s), Event::Deadline) if now >= s.until => s.unprepared(GuestFailure::Silent(GUEST)),
+            (Source::Preparing(s), Event::Deadline) if now >= s.until => {
+                let silent = GuestFailure::Silent(patience(&s.offer));
+                s.unprepared(silent)
+            }
             (Source::Preparing(mut s), Event::Progress { left }) => {
                 s.left = Some(left);
                 (Source::Preparing(s), vec![])
             }
             (Source::Preparing(mut s), Event::Restarted) => {
-                (s.lease, s.until) = (now + s.offer.lease, now + GUEST);
+                (s.lease, s.until) = (now + s.offer.lease, now + patience(&s.offer));
                 let prepare = Order::TellGuest(ToGuest::Prepare(s.offer.prepare(false)));
                 (Source::Preparing(s), vec![prepare, Order::Follow])
             }
@@ -470,7 +479,8 @@ impl Building {
         let accepted = Order::TellPeer(Peer::Accepted { migration: offer.migration });
         if offer.join == Join::Before {
             let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(false)));
-            let state = Preparing { offer, switch, lease, left: None, until: now + GUEST };
+            let until = now + patience(&offer);
+            let state = Preparing { offer, switch, lease, left: None, until };
             (Source::Preparing(state), vec![accepted, prepare, Order::Follow])
         } else {
             let state = Copying { offer, early: false, lease, left: None, flipped: false, resumed: false };

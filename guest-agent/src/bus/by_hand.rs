@@ -24,10 +24,10 @@ pub(super) fn addressing(addresses: &[String], gateways: &[String]) -> Result<Ad
     }
     let mut all: Addressing = given.into_iter().collect();
     if dhcp {
-        all.v4 = V4::Dhcp;
+        all.v4 = V4::Dhcp(None);
     }
     if slaac {
-        all.v6 = V6::Slaac;
+        all.v6 = V6::Slaac(None);
     }
     Ok(all)
 }
@@ -61,7 +61,7 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let expected = [(ip("10.2.0.7"), 24, ip("10.2.0.1")), (ip("2001:db8::7"), 64, ip("fe80::1"))];
         assert_eq!(given, expected);
-        assert_eq!(of(&["dhcp", "slaac"], &[]).unwrap(), Addressing { v4: V4::Dhcp, v6: V6::Slaac });
+        assert_eq!(of(&["dhcp", "slaac"], &[]).unwrap(), Addressing { v4: V4::Dhcp(None), v6: V6::Slaac(None) });
         for (addresses, gateways, told) in [
             (&["10.2.0.7"][..], &["10.2.0.1"][..], "no prefix length"),
             (&["10.2.0.7/33"], &["10.2.0.1"], "not from 1 to 32"),

@@ -48,6 +48,7 @@ pub(super) fn summary(event: &Event) -> String {
         },
         Event::Done(step) => format!("{step:?} done"),
         Event::Failed(step, why) => format!("{step:?} failed: {why}"),
+        Event::Lost(why) => format!("an address is lost: {why}"),
         Event::Silent(gateway) => format!("{gateway} has not answered yet"),
         Event::Counted(_) => "connections counted".to_owned(),
         Event::SubflowsChanged => "subflows changed".to_owned(),

@@ -29,6 +29,9 @@ impl Daemon {
             if !matches!(self.record.guest, Guest::Preparing(_) | Guest::Switched(_)) {
                 self.stop_probe();
             }
+            if !matches!(self.record.guest, Guest::Preparing(_)) {
+                self.stop_obtaining();
+            }
             if was_held && !self.record.guest.is_held() && !in_time {
                 tracing::warn!(by = self.holders(), "held back for as long as may be; going on without them");
             }
@@ -53,6 +56,9 @@ impl Daemon {
     async fn carry_out(&mut self, order: Order) -> Option<Event> {
         match order {
             Order::Do(step) => {
+                if step == Step::Obtain {
+                    return self.begin_obtaining().await;
+                }
                 if step == Step::ProbeGateway {
                     self.probe_gateway();
                     return None;
@@ -105,7 +111,7 @@ impl Daemon {
                 let plan = record.guest.plan().cloned().ok_or(Refusal::NoSuchMigration)?;
                 path::raise(kernel, record, &plan).await
             }
-            Step::ProbeGateway => Ok(()),
+            Step::Obtain | Step::ProbeGateway => Ok(()),
             Step::Announce => endpoints::announce(kernel, record),
             Step::Reannounce => endpoints::announce_again(kernel, record),
             Step::Invite => invitation::invite(kernel, record),
@@ -115,8 +121,18 @@ impl Daemon {
                 path::take_over(&mut self.kernel, &mut self.record)
             }
             Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
-            Step::LowerPath => path::lower(kernel, record).await,
-            Step::ReleaseOld => path::release_old(kernel, record).await,
+            Step::LowerPath => {
+                if let Some(new) = record.guest.plan().map(|plan| plan.new) {
+                    self.give_up(new).await;
+                }
+                path::lower(&mut self.kernel, &mut self.record).await
+            }
+            Step::ReleaseOld => {
+                if let Some(old) = record.guest.plan().map(|plan| plan.old) {
+                    self.give_up(old).await;
+                }
+                path::release_old(&mut self.kernel, &mut self.record).await
+            }
         }
     }
 }

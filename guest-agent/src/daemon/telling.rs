@@ -77,8 +77,15 @@ impl Daemon {
             | FromGuest::Switched { migration, .. }
             | FromGuest::Settled { migration }
             | FromGuest::Aborted { migration } => *migration,
-            FromGuest::Status(_) | FromGuest::Forecast(_) | FromGuest::Moved { .. } | FromGuest::Report(_) => return,
+            FromGuest::Status(_)
+            | FromGuest::Forecast(_)
+            | FromGuest::Moved { .. }
+            | FromGuest::Report(_)
+            | FromGuest::Addressed { .. } => return,
         };
+        if matches!(reply, FromGuest::Prepared { .. }) {
+            self.tell_addresses();
+        }
         // A host that was not listening when the VM moved hears of it with every answer since.
         let moved = self.record.moved.as_ref().filter(|moved| moved.migration == about).map(Move::message);
         if let (FromGuest::Switched { .. } | FromGuest::Settled { .. }, Some(moved)) = (&reply, moved) {

@@ -18,6 +18,7 @@ const OPTION_TARGET: u8 = 2;
 const HOP_LIMIT: u32 = 255;
 const OVERRIDE: u8 = 0x20;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 /// A socket that asks for `target`, and where to send the question.
 pub(super) fn socket(ifindex: u32, source: Ipv6Addr, target: Ipv6Addr) -> io::Result<(Socket, SockAddr)> {
@@ -30,6 +31,11 @@ pub(super) fn socket(ifindex: u32, source: Ipv6Addr, target: Ipv6Addr) -> io::Re
 /// A socket that speaks to all nodes of the link, and their address.
 pub(super) fn socket_to_all_nodes(ifindex: u32, source: Ipv6Addr) -> io::Result<(Socket, SockAddr)> {
     open(ifindex, source, ALL_NODES)
+}
+
+/// The same to all routers, from whichever address the card has for it; it hears what they say.
+pub(super) fn socket_to_all_routers(ifindex: u32) -> io::Result<(Socket, SockAddr)> {
+    open(ifindex, Ipv6Addr::UNSPECIFIED, ALL_ROUTERS)
 }
 
 pub(super) fn solicitation(mac: Mac, target: Ipv6Addr) -> Vec<u8> {

@@ -1,13 +1,14 @@
 //! The new path made: vNIC, addresses, rules and tables; and the kernel asked where packets would go.
 //!
-//! In three parts, each of which can be repeated: the vNIC is plugged in ([`plug`]), gets an address of each family that is
-//! wanted ([`obtain`]), and both paths get their routes ([`route`]).
+//! In three parts, each of which can be repeated: the vNIC is plugged in ([`plug`]), gets the addresses that the host gives
+//! ([`give`]), and both paths get their routes ([`route`]). Those that are got from the LAN are there before ([`got`]).
 
 use lsm_protocol::{Given, Mac, Prepare, Refusal, V4, V6};
 
 use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter};
 use crate::{
     kernel::Kernel,
+    obtain::Address,
     record::{Change, Paths, Plugged, Record, RuleKey},
     routing::Exit,
     vnic::Vnic,
@@ -16,14 +17,16 @@ use crate::{
 /// New vNIC up, addresses, rules and tables for both; checked by asking the kernel where packets would go.
 pub async fn raise(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(), Refusal> {
     let new = plug(kernel, record, plan).await?;
-    obtain(kernel, record, plan, &new).await?;
+    give(kernel, record, plan, &new).await?;
+    if record.paths.is_some_and(|paths| paths.new.exits().next().is_none()) {
+        return Err(Refusal::NotPrepared); // nothing was got
+    }
     route(kernel, record, plan)
 }
 
 /// Looks at everything first, then sets the new vNIC's parameters and raises it.
-async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<Vnic, Refusal> {
-    let (v4, v6) = (plan.addressing.v4, plan.addressing.v6);
-    if v4 == V4::Dhcp || v6 == V6::Slaac || (v4, v6) == (V4::None, V6::None) {
+pub async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<Vnic, Refusal> {
+    if (plan.addressing.v4, plan.addressing.v6) == (V4::None, V6::None) {
         return Err(Refusal::Addressing);
     }
     let old = find(kernel, plan.old).await?;
@@ -59,18 +62,30 @@ async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Resul
     Ok(new)
 }
 
-/// An address of each family that the plan asks for. Each is in the record's paths when it is there, and not before.
-async fn obtain(kernel: &mut Kernel, record: &mut Record, plan: &Prepare, new: &Vnic) -> Result<(), Refusal> {
+/// The addresses that the plan names. Each is in the record's paths when it is there, and not before.
+async fn give(kernel: &mut Kernel, record: &mut Record, plan: &Prepare, new: &Vnic) -> Result<(), Refusal> {
     for Given { address, prefix_len, gateway } in plan.addressing.given() {
         record.note(Change::Address { vnic: plan.new, address, prefix_len });
         kernel.vnics.add_address(new, address, prefix_len).await.map_err(|error| refuse(plan.new, &error))?;
-        got(record, Exit { ifindex: new.index, source: address, prefix: prefix_len, gateway });
+        put(record, Exit { ifindex: new.index, source: address, prefix: prefix_len, gateway });
     }
     Ok(())
 }
 
+/// The new vNIC has got an address from the LAN. It is the vNIC's already, unless the lease is ours.
+pub async fn got(kernel: &mut Kernel, record: &mut Record, mac: Mac, found: Address) -> Result<(), Refusal> {
+    let Address { address, prefix_len, gateway } = found;
+    let new = find(kernel, mac).await?;
+    record.note(Change::Address { vnic: mac, address, prefix_len });
+    if !new.addresses.iter().any(|(had, _)| *had == address) {
+        kernel.vnics.add_address(&new, address, prefix_len).await.map_err(|error| refuse(mac, &error))?;
+    }
+    put(record, Exit { ifindex: new.index, source: address, prefix: prefix_len, gateway });
+    Ok(())
+}
+
 /// The new vNIC has an address of this family.
-fn got(record: &mut Record, exit: Exit) {
+fn put(record: &mut Record, exit: Exit) {
     if let Some(paths) = &mut record.paths {
         paths.new.put(exit);
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use super::{Addressing, Join, Switch, Unprepared};
+use super::{Join, Switch, Unprepared};
 
 pub(super) type Text = Spanned<String>;
 
@@ -62,7 +62,7 @@ pub(super) struct Lan {
     pub(super) gateway: Option<Spanned<Value>>,
     pub(super) pool: Option<Spanned<Value>>,
     pub(super) mtu: Option<Spanned<u32>>,
-    pub(super) addressing: Option<Addressing>,
+    pub(super) addressing: Option<Spanned<Addressing>>,
     pub(super) offer: Option<Spanned<bool>>,
 }
 
@@ -88,4 +88,16 @@ pub(super) struct Policy {
 #[serde(deny_unknown_fields)]
 pub(super) struct Scripts {
     pub(super) deadline_s: Option<Spanned<u64>>,
+}
+
+/// How VMs get their addresses of a LAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Addressing {
+    #[default]
+    Static,
+    Dhcp,
+    Slaac,
+    #[serde(rename = "dhcp+slaac")]
+    DhcpSlaac,
 }

@@ -154,6 +154,39 @@ fn every_key_arrives() {
 }
 
 /// `GOOD` with one line replaced, and what is then said of it: `line:column: words`.
+
+#[test]
+fn a_lan_that_gives_out_addresses_itself_says_of_which_subnets() {
+    let lan = |addressing: &str, prefix: &str| {
+        let lan = format!("[lan.a]\nbridge = \"br0\"\nprefix = {prefix}\naddressing = \"{addressing}\"\n");
+        Config::parse(&lan).map(|config| config.lans["a"].addressing).map_err(|wrong| wrong.what)
+    };
+    let (v4, v6) = ("\"10.1.0.0/24\"", "\"2001:db8:1::/64\"");
+    let both = format!("[{v6}, {v4}]");
+    for (addressing, prefix, shown, crosses) in [
+        ("dhcp", v4, "10.1.0.0/24 -", (true, false)),
+        ("slaac", v6, "- 2001:db8:1::/64", (false, true)),
+        ("dhcp+slaac", &both, "10.1.0.0/24 2001:db8:1::/64", (true, true)),
+    ] {
+        let found = lan(addressing, prefix).unwrap();
+        let Addressing::Obtained { dhcp, slaac } = found else { panic!("{found:?}") };
+        let show = |subnet: Option<String>| subnet.unwrap_or_else(|| "-".to_owned());
+        let told = format!("{} {}", show(dhcp.map(|s| s.to_string())), show(slaac.map(|s| s.to_string())));
+        assert_eq!(told, shown);
+        assert_eq!((found.crossing().dhcp, found.crossing().ra), crosses);
+    }
+    for (addressing, prefix, told) in [
+        ("dhcp", v6, "this addressing needs one of IPv4"),
+        ("slaac", v4, "this addressing needs one of IPv6"),
+        ("dhcp+slaac", v4, "this addressing needs one of IPv4 and one of IPv6"),
+        ("dhcp", "[\"10.1.0.0/24\", \"10.2.0.0/24\"]", "this addressing needs one of IPv4, and no other prefix"),
+        ("slaac", "\"2001:db8::/48\"", "slaac needs a /64"),
+    ] {
+        let error = lan(addressing, prefix).unwrap_err();
+        assert!(error.contains(told), "{addressing} {prefix}: {error}");
+    }
+}
+
 #[test]
 fn errors_say_where_and_what_to_do() {
     let golden = [
@@ -282,7 +315,12 @@ fn errors_say_where_and_what_to_do() {
         (
             "pool = \"10.1.0.100-10.1.0.199\"",
             "pool = \"10.1.0.9\"\naddressing = \"dhcp\"",
-            "10:14: unknown variant `dhcp`, expected `static`",
+            "10:14: the LAN itself gives gateway and addresses there; leave out gateway and pool, or addressing",
+        ),
+        (
+            "pool = \"10.1.0.100-10.1.0.199\"",
+            "pool = \"10.1.0.9\"\naddressing = \"dhpc\"",
+            "10:14: unknown variant `dhpc`, expected one of `static`, `dhcp`, `slaac`, `dhcp+slaac`",
         ),
         (
             "[peer.dallas]",

@@ -3,13 +3,21 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, MANY, Order, Prepared, Preparing, Stage, Step, undo,
+    ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, MANY, OBTAIN, Order, Prepared, Preparing, Stage, Step, undo,
 };
 use crate::{Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
 
 impl Preparing {
     pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
         match (self.stage, event) {
+            (Stage::Obtaining { .. }, Event::Done(Step::Obtain)) => {
+                self.stage = Stage::Raising;
+                (Guest::Preparing(self), vec![Order::Do(Step::RaisePath)])
+            }
+            (Stage::Obtaining { until }, Event::Deadline) if now >= until => {
+                let (mac, detail) = (self.plan.new, "nobody got one, nor said why not".into());
+                undo(self.plan, Some(Refusal::NoAddress { mac, detail }))
+            }
             (Stage::Raising, Event::Done(Step::RaisePath)) => {
                 self.stage = Stage::Probing { until: now + GATEWAY };
                 (Guest::Preparing(self), vec![Order::Do(Step::ProbeGateway)])
@@ -52,7 +60,9 @@ impl Preparing {
                 self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1, joined: 0 };
                 (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
             }
-            (Stage::Raising, Event::Failed(Step::RaisePath, why))
+            (_, Event::Lost(why)) if self.arrival == Arrival::No => undo(self.plan, Some(why)),
+            (Stage::Obtaining { .. }, Event::Failed(Step::Obtain, why))
+            | (Stage::Raising, Event::Failed(Step::RaisePath, why))
             | (Stage::Probing { .. }, Event::Failed(Step::ProbeGateway, why))
             | (Stage::Announcing, Event::Failed(Step::Announce, why))
             | (Stage::Joining { .. }, Event::Failed(Step::Announce | Step::Reannounce, why)) => {
@@ -101,6 +111,10 @@ impl Preparing {
             (stage, Event::Restarted) => {
                 self.held = None;
                 let step = match stage {
+                    Stage::Obtaining { .. } => {
+                        self.stage = Stage::Obtaining { until: now + OBTAIN };
+                        Step::Obtain
+                    }
                     Stage::Raising => Step::RaisePath,
                     Stage::Probing { .. } => {
                         self.stage = Stage::Probing { until: now + GATEWAY };
@@ -158,7 +172,7 @@ mod tests {
             old: Mac([2; 6]),
             new: Mac([3; 6]),
             lan: String::new(),
-            addressing: Addressing { v4: V4::None, v6: V6::Slaac },
+            addressing: Addressing { v4: V4::None, v6: V6::None },
             mtu: 1500,
             arrived: false,
             drain: Drain::UntilIdle,

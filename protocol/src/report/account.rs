@@ -175,11 +175,13 @@ impl Account {
 
     fn ordered(&mut self, now: Millis, step: guest::Step, guest: &Guest) {
         use guest::Step::{
-            Announce, Invite, LowerPath, Prefer, ProbeGateway, RaisePath, Reannounce, ReleaseOld, TakeOver, Withdraw,
+            Announce, Invite, LowerPath, Obtain, Prefer, ProbeGateway, RaisePath, Reannounce, ReleaseOld, TakeOver,
+            Withdraw,
         };
         self.mark(
             now,
             match step {
+                Obtain => "getting addresses",
                 RaisePath => "raising the new path",
                 ProbeGateway => "asking the new gateway",
                 Announce => "announcing the new address",
@@ -396,7 +398,7 @@ mod tests {
             old: Mac([2; 6]),
             new: Mac([3; 6]),
             lan: "dallas".into(),
-            addressing: Addressing { v4: V4::Dhcp, v6: V6::None },
+            addressing: Addressing { v4: V4::None, v6: V6::None },
             mtu: 1500,
             arrived: false,
             drain: Drain::UntilIdle,

@@ -93,7 +93,7 @@ mod tests {
             advance: tunnel(2),
             join: Join::Before,
             lan: String::new(),
-            addressing: Addressing { v4: V4::Dhcp, v6: V6::None },
+            addressing: Addressing { v4: V4::None, v6: V6::None },
             mtu: 1500,
             underlay: [10, 0, 0, 1].into(),
             port: 4789,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lsm_protocol::{
     Addresses, Addressing, Counts, Decline, Drain, FromGuest, Given, GuestFailure, GuestStatus, Hello, Join, Mac,
-    Offer, Peer, Prepare, Refusal, Running, Side, ToGuest, Uuid, V4, V6, VnicPlace,
+    Offer, Peer, Prepare, Refusal, Running, Side, Subnet, ToGuest, Uuid, V4, V6, VnicPlace,
     forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
     proof::{Proof, Unproved},
     report::{self, Became, Gap, Outcome, Readdressed, Report, Script, Step},
@@ -41,15 +41,17 @@ pub fn to_guest() -> Vec<(&'static str, ToGuest)> {
     let plan = offer(Join::Before, Drain::UntilIdle).prepare(false);
     let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
     let v6 = V6::Static(Given { address, prefix_len: 64, gateway: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) });
+    let dhcp = V4::Dhcp(Some(Subnet { address: Ipv4Addr::new(192, 0, 2, 0), prefix_len: 24 }));
+    let slaac = V6::Slaac(Some(Subnet { address: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), prefix_len: 64 }));
     let by = |v4, v6| Prepare { addressing: Addressing { v4, v6 }, ..plan.clone() };
     let migration = OURS;
     vec![
         ("Prepare", ToGuest::Prepare(plan.clone())),
         ("Prepare, IPv6, for a time", ToGuest::Prepare(Prepare { drain: Drain::For(300_000), ..by(V4::None, v6) })),
         ("Prepare, both", ToGuest::Prepare(by(plan.addressing.v4, v6))),
-        ("Prepare, DHCP, for ever", ToGuest::Prepare(Prepare { drain: Drain::Forever, ..by(V4::Dhcp, V6::None) })),
-        ("Prepare, SLAAC, arrived", ToGuest::Prepare(Prepare { arrived: true, ..by(V4::None, V6::Slaac) })),
-        ("Prepare, DHCP and SLAAC", ToGuest::Prepare(by(V4::Dhcp, V6::Slaac))),
+        ("Prepare, DHCP, for ever", ToGuest::Prepare(Prepare { drain: Drain::Forever, ..by(dhcp, V6::None) })),
+        ("Prepare, SLAAC, arrived", ToGuest::Prepare(Prepare { arrived: true, ..by(V4::None, slaac) })),
+        ("Prepare, DHCP and SLAAC", ToGuest::Prepare(by(V4::Dhcp(None), V6::Slaac(None)))),
         ("Switch to the new", ToGuest::Switch { migration, to: Side::New }),
         ("Switch to the old", ToGuest::Switch { migration, to: Side::Old }),
         ("Arrived", ToGuest::Arrived { migration }),
@@ -77,6 +79,7 @@ fn refusals() -> Vec<(&'static str, Refusal)> {
         ("NotPrepared", Refusal::NotPrepared),
         ("Held", Refusal::Held { waiting: 1, legacy: 300 }),
         ("NotArrived", Refusal::NotArrived),
+        ("NoAddress", Refusal::NoAddress { mac: OLD, detail: "no DHCP server answered".to_owned() }),
     ]
 }
 
@@ -155,6 +158,7 @@ pub fn from_guest() -> Vec<(String, FromGuest)> {
     let [from, to] = [v4(7), v4(9)].map(|v4| Addresses { v4, v6: None });
     all.push(("Moved".to_owned(), FromGuest::Moved { migration, from, to }));
     let from = Addresses { v6: Some(Ipv6Addr::LOCALHOST), ..from };
+    all.push(("Addressed".to_owned(), FromGuest::Addressed { migration, addresses: from }));
     all.push((
         "Moved, from both families to none".to_owned(),
         FromGuest::Moved { migration, from, to: Addresses::default() },
@@ -185,6 +189,7 @@ pub fn peer() -> Vec<(String, Peer)> {
     ];
     let underlay = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     let running = Running { vnics: places, active: OLD, underlay, mtu: 1500 };
+    let addresses = Addresses { v4: Some(Ipv4Addr::new(192, 0, 2, 9)), v6: Some(Ipv6Addr::LOCALHOST) };
     let after = Offer { underlay: IpAddr::V6(Ipv6Addr::LOCALHOST), ..offer(Join::After, Drain::For(1)) };
     let mut all = vec![
         ("Locate", Peer::Locate { vm: VM }),
@@ -212,6 +217,7 @@ pub fn peer() -> Vec<(String, Peer)> {
         ("Foresee", Peer::Foresee { vm: VM }),
         ("Foreseen", Peer::Foreseen { vm: VM, forecast: Some(forecast()) }),
         ("Foreseen, no answer", Peer::Foreseen { vm: VM, forecast: None }),
+        ("GuestAddressed", Peer::GuestAddressed { migration, addresses }),
     ];
     all.drain(..).map(|(name, peer)| (name.to_owned(), peer)).collect()
 }

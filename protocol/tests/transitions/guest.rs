@@ -1,5 +1,5 @@
 use lsm_protocol::{
-    Counts, Drain, Join, Millis, Prepare, Refusal, Side, ToGuest,
+    Addressing, Counts, Drain, Join, Mac, Millis, Prepare, Refusal, Side, ToGuest, V4, V6,
     guest::{Deadline, Event, Guest, Order, Step},
 };
 
@@ -54,6 +54,7 @@ fn events() -> Vec<Event> {
         ToGuest::Abort { migration: FOREIGN },
     ];
     let steps = [
+        Step::Obtain,
         Step::RaisePath,
         Step::ProbeGateway,
         Step::Announce,
@@ -72,6 +73,7 @@ fn events() -> Vec<Event> {
     events.extend(steps.map(|step| Event::Failed(step, Refusal::PathManager("no".to_owned()))));
     events.extend([ALL, ONE, MOVED, LEGACY].map(Event::Counted));
     events.extend([Event::SubflowsChanged, Event::TransportReset, Event::Deadline, Event::Restarted]);
+    events.push(Event::Lost(Refusal::NoAddress { mac: Mac([2; 6]), detail: "gone".to_owned() }));
     events.extend([START + 2_000, 0].map(|until| Event::Held { until }));
     events
 }
@@ -79,6 +81,7 @@ fn events() -> Vec<Event> {
 fn rows() -> Vec<Row<Guest>> {
     let migration = OURS;
     let prepare = Event::Told(ToGuest::Prepare(plan(false)));
+    let obtained = Prepare { addressing: Addressing { v4: V4::Dhcp(None), v6: V6::None }, ..plan(false) };
     let probing = vec![prepare.clone(), Event::Done(Step::RaisePath)];
     let announcing = [probing.clone(), vec![Event::Done(Step::ProbeGateway)]].concat();
     let joining = [announcing.clone(), vec![Event::Done(Step::Announce)]].concat();
@@ -104,6 +107,7 @@ fn rows() -> Vec<Row<Guest>> {
     let row = |name, events| Row::new(name, Guest::default(), events);
     vec![
         row("idle", vec![]),
+        row("obtaining addresses", vec![Event::Told(ToGuest::Prepare(obtained))]),
         row("raising the path", vec![prepare]),
         row("probing the gateway", probing.clone()),
         row("probing, arrival guessed", [probing, vec![Event::TransportReset]].concat()),

@@ -69,6 +69,7 @@ impl Kernel {
             return Ok(Event::Failed(step, Refusal::PathManager("as tried".to_owned())));
         }
         match step {
+            Step::Obtain => {}
             Step::RaisePath => self.new_up = true,
             Step::ProbeGateway => self.gateway_answered = true,
             Step::Announce | Step::Reannounce => self.announced = true,

@@ -83,24 +83,56 @@ fn lan(name: &Text, file: &file::Lan) -> Checked<Lan> {
     let bridge = file.bridge.as_ref().ok_or_else(|| missing("bridge", "\"br0\""))?;
     let bridge = text(bridge, bridge_name)?;
     let prefixes = file.prefix.as_ref().ok_or_else(|| missing("prefix", "\"10.1.0.0/24\""))?;
-    let gateways = file.gateway.as_ref().ok_or_else(|| missing("gateway", "\"10.1.0.1\""))?;
-    let pool = file.pool.as_ref().ok_or_else(|| missing("pool", "\"10.1.0.100-10.1.0.199\""))?;
-    let subnets = subnets(prefixes, gateways, pool)?;
+    let word = file.addressing.as_ref().map(|word| *word.get_ref()).unwrap_or_default();
+    let (subnets, addressing) = if word == file::Addressing::Static {
+        let gateways = file.gateway.as_ref().ok_or_else(|| missing("gateway", "\"10.1.0.1\""))?;
+        let pool = file.pool.as_ref().ok_or_else(|| missing("pool", "\"10.1.0.100-10.1.0.199\""))?;
+        (subnets(prefixes, gateways, pool)?, Addressing::Static)
+    } else {
+        if file.gateway.is_some() || file.pool.is_some() {
+            let what = "the LAN itself gives gateway and addresses there; leave out gateway and pool, or addressing";
+            return wrong(at(&file.addressing, name), what);
+        }
+        (Vec::new(), obtained(word, prefixes)?)
+    };
     let mtu = match &file.mtu {
         Some(mtu) => {
             let bytes = i64::from(*mtu.get_ref());
             // The last one's family demands most.
-            subnets.last().map_or(Ok(DEFAULT_LAN_MTU), |subnet| mtu_of(bytes, subnet.gateway, mtu.span()))?
+            let families = [subnets.last().map(|subnet| subnet.gateway), addressing.last_family()];
+            families.into_iter().flatten().last().map_or(Ok(DEFAULT_LAN_MTU), |any| mtu_of(bytes, any, mtu.span()))?
         }
         None => DEFAULT_LAN_MTU,
     };
-    Ok(Lan {
-        bridge,
-        subnets,
-        mtu,
-        addressing: file.addressing.unwrap_or(Addressing::Static),
-        offer: file.offer.as_ref().is_some_and(|offer| *offer.get_ref()),
-    })
+    Ok(Lan { bridge, subnets, mtu, addressing, offer: file.offer.as_ref().is_some_and(|offer| *offer.get_ref()) })
+}
+
+/// The prefixes say which addresses the LAN is expected to give.
+fn obtained(word: file::Addressing, written: &Spanned<Value>) -> Checked<Addressing> {
+    let all: Result<Vec<Prefix>, String> =
+        texts("prefix", "10.1.0.0/24", written)?.into_iter().map(str::parse).collect();
+    let all = all.or_else(|what| wrong(written.span(), what))?;
+    let (mut dhcp, mut slaac) = (None, None);
+    for prefix in &all {
+        let prefix_len = prefix.length();
+        match prefix.address() {
+            IpAddr::V4(address) => dhcp = Some(lsm_protocol::Subnet { address, prefix_len }),
+            IpAddr::V6(_) if prefix_len != 64 => {
+                return wrong(written.span(), format!("of {prefix} no VM makes an address: slaac needs a /64"));
+            }
+            IpAddr::V6(address) => slaac = Some(lsm_protocol::Subnet { address, prefix_len }),
+        }
+    }
+    let needed = match word {
+        file::Addressing::Dhcp => "one of IPv4",
+        file::Addressing::Slaac => "one of IPv6",
+        _ => "one of IPv4 and one of IPv6",
+    };
+    let (v4, v6) = (word != file::Addressing::Slaac, word != file::Addressing::Dhcp);
+    if (dhcp.is_some(), slaac.is_some()) != (v4, v6) || all.len() != usize::from(v4) + usize::from(v6) {
+        return wrong(written.span(), format!("this addressing needs {needed}, and no other prefix"));
+    }
+    Ok(Addressing::Obtained { dhcp, slaac })
 }
 
 /// One of each family at most; IPv4 first. The family says which gateway and which part of the pool goes with which prefix.
