@@ -4,6 +4,7 @@ mod client;
 mod image;
 mod machine;
 mod modules;
+mod owners;
 
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use crate::{
 pub fn guest(config: &Path, directory: &Path) -> Vec<Finding> {
     let mut findings = kernel();
     findings.extend(machine::machine(Path::new("/"), directory));
+    findings.extend(owners::all(Path::new("/"), directory));
     let config = match Config::load(config) {
         Ok(loaded) => {
             findings.push(Finding::good("configuration", format!("{} is in order", config.display())));

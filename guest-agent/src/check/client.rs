@@ -103,7 +103,7 @@ fn at_boot(root: &Path) -> Finding {
 
 /// It changes no limits. Since 1.40 it makes an endpoint of each address, with subflow, unless told otherwise: each adds a
 /// subflow to a VM's address.
-fn network_manager(root: &Path) -> Finding {
+pub(super) fn network_manager(root: &Path) -> Finding {
     let directories = ["usr/lib/NetworkManager/conf.d", "run/NetworkManager/conf.d", "etc/NetworkManager/conf.d"];
     let read = |directory: &str| fs::read_dir(root.join(directory)).into_iter().flatten().flatten().map(|e| e.path());
     let mut files: Vec<PathBuf> = directories.into_iter().flat_map(read).collect();
