@@ -11,6 +11,7 @@ mod clients;
 mod everyone;
 mod families;
 mod leaving;
+mod obtained;
 mod obtaining;
 mod place;
 mod switch;

@@ -17,9 +17,9 @@ use lsm_protocol::Mac;
 
 use crate::place::{Place, alone, run, runtime, until};
 
-const MAC: Mac = Mac([0x52, 0x54, 0, 0xaa, 0, 2]);
+pub(crate) const MAC: Mac = Mac([0x52, 0x54, 0, 0xaa, 0, 2]);
 /// Made of it (RFC 4291, appendix A), in the prefix that the routers here advertise.
-const AUTOCONFIGURED: &str = "2001:db8:2:0:5054:ff:feaa:2";
+pub(crate) const AUTOCONFIGURED: &str = "2001:db8:2:0:5054:ff:feaa:2";
 
 /// The vNIC `v`, and its LAN, where `g` has 10.2.0.1/24.
 fn lan() -> (Place, Card) {
@@ -36,7 +36,7 @@ fn acquire(card: Card) -> Result<Lease, Failure> {
 }
 
 /// A server of the system's in a place, with its files; both end with it.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     directory: PathBuf,
 }
@@ -57,7 +57,7 @@ impl Server {
         Some(Server { child, directory })
     }
 
-    fn read(&self, file: &str) -> String {
+    pub(crate) fn read(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
     }
 }
@@ -70,7 +70,7 @@ impl Drop for Server {
     }
 }
 
-fn dnsmasq(lan: &Place, range: &'static str) -> Option<Server> {
+pub(crate) fn dnsmasq(lan: &Place, range: &'static str) -> Option<Server> {
     let server = Server::start(lan, "dnsmasq", |directory| {
         let mut arguments: Vec<String> = [
             "--keep-in-foreground --conf-file=/dev/null --port=0 --interface=g --bind-interfaces --user=root --pid-file",
@@ -133,10 +133,10 @@ fn an_address_that_somebody_has_is_declined_for_another() {
 }
 
 /// The kind of a message, the address it gives, its options.
-type Said = (u8, Ipv4Addr, Vec<u8>);
+pub(crate) type Said = (u8, Ipv4Addr, Vec<u8>);
 
 /// A server that answers each question with what `answer` makes of its kind.
-fn wicked(lan: &Place, answer: fn(u8) -> Option<Said>) {
+pub(crate) fn wicked(lan: &Place, answer: fn(u8) -> Option<Said>) {
     lan.call(move || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 67)).unwrap();
         socket.set_broadcast(true).unwrap();
@@ -160,13 +160,13 @@ fn wicked(lan: &Place, answer: fn(u8) -> Option<Said>) {
     });
 }
 
-const OFFERED: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 57);
+pub(crate) const OFFERED: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 57);
 /// Mask, router, an hour.
 const GOOD: [u8; 18] = [1, 4, 255, 255, 255, 0, 3, 4, 10, 2, 0, 1, 51, 4, 0, 0, 14, 16];
-const DISCOVER: u8 = 1;
-const OFFER: u8 = 2;
-const ACK: u8 = 5;
-const NAK: u8 = 6;
+pub(crate) const DISCOVER: u8 = 1;
+pub(crate) const OFFER: u8 = 2;
+pub(crate) const ACK: u8 = 5;
+pub(crate) const NAK: u8 = 6;
 
 #[test]
 fn without_an_answer_it_is_said_who_did_not_give_one() {
@@ -239,7 +239,7 @@ fn advertised() -> (Place, Card) {
     (lan, card)
 }
 
-fn radvd(lan: &Place, lifetime: u16) -> Option<Server> {
+pub(crate) fn radvd(lan: &Place, lifetime: u16) -> Option<Server> {
     Server::start(lan, "radvd", |directory| {
         let text = format!(
             "interface g {{ AdvSendAdvert on; AdvDefaultLifetime {lifetime}; MaxRtrAdvInterval 10; AdvRASrcAddress {{ fe80::1; }}; prefix 2001:db8:2::/64 {{ }}; }};\n"

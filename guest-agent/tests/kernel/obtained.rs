@@ -1,0 +1,185 @@
+//! The whole agent with addresses from a LAN, asked by hand: got, given back, lost.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    addresses::{self, no_link_local},
+    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, MAC, NAK, OFFER, OFFERED, dnsmasq, radvd, wicked},
+    place::{Place, alone, run, until},
+};
+
+const OLD: &str = "52:54:00:aa:00:01";
+
+/// A VM on a LAN of its own by `a`, whose spare `v` is plugged into the LAN that is returned: 10.2.0.1/24, 2001:db8:2::1.
+fn vm() -> (Place, Place) {
+    no_link_local();
+    let (home, lan) = (Place::new(), Place::new());
+    home.plug("a", "h");
+    run(&format!("ip link set dev a address {OLD}"));
+    run("ip address add 192.0.2.7/24 dev a");
+    run("ip address add 2001:db8:1::7/64 dev a nodad");
+    run("ip route add default via 192.0.2.1 dev a");
+    run("ip -6 route add default via 2001:db8:1::1 dev a metric 1024");
+    home.run("ip address add 192.0.2.1/24 dev h");
+    home.run("ip address add 2001:db8:1::1/64 dev h nodad");
+    lan.plug("v", "g");
+    run("ip link set dev v down");
+    run(&format!("ip link set dev v address {MAC}"));
+    run("sysctl -q -w net.ipv6.conf.v.addr_gen_mode=0"); // as it is in VMs
+    run("ip -6 address flush dev v"); // made at once, though the card is down
+    lan.run("sysctl -q -w net.ipv6.conf.all.forwarding=1");
+    lan.run("ip address add 10.2.0.1/24 dev g");
+    lan.run("ip address add 2001:db8:2::1/64 dev g nodad");
+    lan.run("ip address add fe80::1/64 dev g nodad");
+    (home, lan)
+}
+
+/// What a move may leave no trace in: addresses, rules, routes, and the spare's parameters.
+fn state() -> String {
+    let parameters = run("sysctl -a --pattern net\\.ipv[46]\\.(conf|neigh)\\.v\\.");
+    let settled = |line: &&str| !line.starts_with("multicast") && !line.contains("stable_secret");
+    let all = addresses::state().replace("linkdown ", "") + &parameters;
+    all.lines().filter(settled).collect::<Vec<_>>().join("\n")
+}
+
+fn comes_back(before: &str) {
+    let begun = Instant::now();
+    loop {
+        let now = state();
+        if now == before {
+            return;
+        }
+        let only = |these: &str, those: &str| -> Vec<String> {
+            these.lines().filter(|line| !those.lines().any(|other| other == *line)).map(str::to_owned).collect()
+        };
+        let (more, less) = (only(&now, before), only(before, &now));
+        assert!(begun.elapsed() < Duration::from_secs(10), "there is still {more:#?}, and no more {less:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// `lsm-guest run`, of this place.
+struct Agent {
+    child: Child,
+    directory: PathBuf,
+}
+
+impl Agent {
+    fn start() -> Agent {
+        let directory = std::env::temp_dir().join(format!("lsm-obtained-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let log = fs::File::create(directory.join("log")).unwrap();
+        let mut run = program(&directory);
+        run.args(["run", "--config", "/nonexistent"]).stdin(Stdio::null());
+        let child = run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let agent = Agent { child, directory };
+        until("the agent to answer", || agent.ask(&["status"]).status.success().then_some(()));
+        agent
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        program(&self.directory).args(arguments).output().unwrap()
+    }
+
+    /// What it said, and that it did it.
+    fn does(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}\n{}", self.log());
+        said
+    }
+
+    fn prepares(&self, addresses: &[&str]) {
+        let new = MAC.to_string();
+        let mut arguments = vec!["prepare", "--old", OLD, "--new", &new];
+        arguments.extend(addresses.iter().flat_map(|address| ["--address", *address]));
+        self.does(&arguments);
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    fn is(&self, state: &str) {
+        until(state, || self.does(&["status"]).contains(state).then_some(()));
+    }
+}
+
+/// The agent must not find the owners of the machine's own cards.
+fn program(directory: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lsm-guest"));
+    command.arg("--directory").arg(directory).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
+    command
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn after_an_abort_nothing_is_left_of_what_was_got() {
+    alone(|| {
+        let (_home, lan) = vm();
+        let Some(server) = dnsmasq(&lan, "10.2.0.200,10.2.0.210") else { return };
+        let Some(_radvd) = radvd(&lan, 1800) else { return };
+        let agent = Agent::start();
+        let before = state();
+        let main = || run("ip route show default") + &run("ip -6 route show default");
+        let defaults = main();
+        agent.prepares(&["dhcp", "slaac"]);
+        let got = run("ip -o address show dev v scope global");
+        assert!(got.contains("inet 10.2.0.2") && got.contains(AUTOCONFIGURED), "{got}");
+        assert!(server.read("leases").contains("10.2.0.2"));
+        for (family, from, to) in [("-4", got_v4(&got), "203.0.113.9"), ("-6", AUTOCONFIGURED.into(), "2001:db8:9::9")]
+        {
+            let way = run(&format!("ip {family} route get {to} from {from}"));
+            assert!(way.contains("dev v"), "{way}");
+        }
+        assert_eq!(main(), defaults, "new connections go on by the old vNIC");
+        agent.does(&["abort"]);
+        agent.is("idle");
+        comes_back(&before);
+        until("the lease to be given back", || (!server.read("leases").contains("10.2.0.2")).then_some(()));
+    });
+}
+
+fn got_v4(got: &str) -> String {
+    let found = got.split_whitespace().find_map(|word| word.strip_suffix("/24"));
+    found.unwrap().to_owned()
+}
+
+/// Four seconds; the router, and the mask.
+const SHORT: [u8; 18] = [1, 4, 255, 255, 255, 0, 3, 4, 10, 2, 0, 1, 51, 4, 0, 0, 0, 4];
+
+#[test]
+fn a_lease_that_its_server_takes_back_before_the_move_ends_the_preparation() {
+    alone(|| {
+        static REQUESTS: AtomicU32 = AtomicU32::new(0);
+        let (_home, lan) = vm();
+        wicked(&lan, |kind| match kind {
+            DISCOVER => Some((OFFER, OFFERED, SHORT.to_vec())),
+            3 if REQUESTS.fetch_add(1, Ordering::SeqCst) == 0 => Some((ACK, OFFERED, SHORT.to_vec())),
+            3 => Some((NAK, OFFERED, b"\x38\x07changed".to_vec())),
+            _ => None,
+        });
+        let agent = Agent::start();
+        let before = state();
+        agent.prepares(&["dhcp"]);
+        assert!(run("ip -o address show dev v").contains("10.2.0.57"));
+        agent.is("idle");
+        comes_back(&before);
+        let log = agent.log();
+        assert!(log.contains("10.2.0.57 is lost: DHCP server 10.2.0.1 refused"), "{log}");
+    });
+}
