@@ -1,10 +1,12 @@
 //! Stateless autoconfiguration (RFC 4862) for VMs in which nobody else does it for the vNIC: the kernel makes the address
 //! and keeps it, here a router is asked, and heard, whose path the address is for.
 //!
-//! The kernel is told to take no default route from advertisements: the main table is not to change before the move.
+//! The kernel is told to take no default route from advertisements: the main table is not to change before
+//! the move ([`follow`]).
 
 mod advertisement;
 mod duplicates;
+mod routers;
 
 use std::{
     io,
@@ -25,11 +27,13 @@ use tokio::{
 
 use advertisement::Advertisement;
 use duplicates::Duplicates;
+pub use routers::follow;
 
 use crate::{
     dhcp::Card,
     neighbours, netlink,
     raw::watch,
+    sysctl,
     vnic::{self, Autoconfigured, Vnics},
 };
 
@@ -81,7 +85,9 @@ pub enum Failure {
     #[error(transparent)]
     Card(#[from] vnic::Error),
     #[error(transparent)]
-    Told(#[from] netlink::Error),
+    Netlink(#[from] netlink::Error),
+    #[error(transparent)]
+    Parameter(#[from] sysctl::Error),
 }
 
 /// Waits for a router, and for the kernel's address.

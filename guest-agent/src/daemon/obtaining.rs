@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lsm_protocol::{
-    FromGuest, Mac, MigrationId, Millis, Refusal,
+    FromGuest, Mac, MigrationId, Millis, Refusal, V6,
     guest::{Event, Step},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     dhcp::{self, Card, Lease},
     obtain::{self, Obtained, Owner, Wanted},
     path::{self, chain},
-    record::{Change, Kept},
+    record::{Change, Kept, Paths},
     slaac,
     vnic::Vnic,
 };
@@ -160,6 +160,25 @@ impl Daemon {
             tracing::warn!(failure, "a kernel parameter stays as it is");
         }
         self.save();
+    }
+
+    /// The new vNIC's routers are the VM's own now.
+    pub(super) fn follow_routers(&self, paths: Option<Paths>) {
+        let exit = paths.and_then(|paths| paths.new.exits().find(|exit| exit.source.is_ipv6()));
+        let kept = self.record.obtained.iter().find(|kept| paths.is_some_and(|paths| paths.new.mac == kept.card.mac));
+        let autoconfigured = self.record.guest.plan().is_some_and(|plan| matches!(plan.addressing.v6, V6::Slaac(_)));
+        let (Some(exit), Some(&Kept { card, owner: Owner::Nobody, .. }), true) = (exit, kept, autoconfigured) else {
+            return;
+        };
+        tokio::task::spawn_local(async move {
+            match slaac::follow(card, exit).await {
+                Ok(()) => tracing::info!(mac = %card.mac, "the default route is the routers' to advertise"),
+                Err(error) => tracing::warn!(
+                    mac = %card.mac, error = %chain(&error),
+                    "the default route stays as the move has set it: no router takes it back"
+                ),
+            }
+        });
     }
 
     /// Those that an earlier run of the agent has left.

@@ -131,7 +131,10 @@ impl Daemon {
                 if let Some(old) = record.guest.plan().map(|plan| plan.old) {
                     self.give_up(old).await;
                 }
-                path::release_old(&mut self.kernel, &mut self.record).await
+                let paths = self.record.paths;
+                let released = path::release_old(&mut self.kernel, &mut self.record).await;
+                self.follow_routers(paths);
+                released
             }
         }
     }

@@ -108,7 +108,8 @@ impl Agent {
     }
 
     fn is(&self, state: &str) {
-        until(state, || self.does(&["status"]).contains(state).then_some(()));
+        let line = format!("{:<12}{state}\n", "state");
+        until(state, || self.does(&["status"]).contains(&line).then_some(()));
     }
 }
 
@@ -181,5 +182,31 @@ fn a_lease_that_its_server_takes_back_before_the_move_ends_the_preparation() {
         comes_back(&before);
         let log = agent.log();
         assert!(log.contains("10.2.0.57 is lost: DHCP server 10.2.0.1 refused"), "{log}");
+    });
+}
+
+#[test]
+fn once_settled_the_default_route_is_the_routers_to_take_back() {
+    alone(|| {
+        let (_home, lan) = vm();
+        let Some(server) = dnsmasq(&lan, "10.2.0.200,10.2.0.210") else { return };
+        let Some(router) = radvd(&lan, 1800) else { return };
+        let agent = Agent::start();
+        agent.prepares(&["dhcp", "slaac"]);
+        agent.does(&["switch", "--settle"]);
+        agent.is("idle");
+        assert_eq!(run("ip -o address show dev a scope global"), "", "the old addresses are gone");
+        assert!(server.read("leases").contains("10.2.0.2"), "the new one stays");
+        let v4 = run("ip route show default");
+        assert!(v4.contains("via 10.2.0.1 dev v"), "{v4}");
+        let v6 = || run("ip -6 route show default");
+        until("the kernel's own default route, alone", || {
+            (v6().contains("via fe80::1 dev v proto ra") && v6().lines().count() == 1).then_some(())
+        });
+        // Says itself that it is none any more, as it ends.
+        drop(router);
+        let Some(_none) = radvd(&lan, 0) else { return };
+        until("no default route by a router that is none", || (!v6().contains("dev v")).then_some(()));
+        assert!(run("ip -o address show dev v").contains(AUTOCONFIGURED));
     });
 }
