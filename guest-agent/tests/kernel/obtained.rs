@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -74,13 +74,21 @@ impl Agent {
     fn start() -> Agent {
         let directory = std::env::temp_dir().join(format!("lsm-obtained-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let log = fs::File::create(directory.join("log")).unwrap();
-        let mut run = program(&directory);
-        run.args(["run", "--config", "/nonexistent"]).stdin(Stdio::null());
-        let child = run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let agent = Agent { child, directory };
-        until("the agent to answer", || agent.ask(&["status"]).status.success().then_some(()));
+        let agent = Agent { child: run_in(&directory), directory };
+        agent.answers();
         agent
+    }
+
+    /// It dies, and is started again.
+    fn dies(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = run_in(&self.directory);
+        self.answers();
+    }
+
+    fn answers(&self) {
+        until("the agent to answer", || self.ask(&["status"]).status.success().then_some(()));
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
@@ -113,8 +121,15 @@ impl Agent {
     }
 }
 
+fn run_in(directory: &Path) -> Child {
+    let log = fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
+    let mut run = program(directory);
+    run.args(["run", "--config", "/nonexistent"]).stdin(Stdio::null());
+    run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+}
+
 /// The agent must not find the owners of the machine's own cards.
-fn program(directory: &std::path::Path) -> Command {
+fn program(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lsm-guest"));
     command.arg("--directory").arg(directory).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
     command
@@ -182,6 +197,33 @@ fn a_lease_that_its_server_takes_back_before_the_move_ends_the_preparation() {
         comes_back(&before);
         let log = agent.log();
         assert!(log.contains("10.2.0.57 is lost: DHCP server 10.2.0.1 refused"), "{log}");
+    });
+}
+
+#[test]
+fn an_agent_that_dies_goes_on_with_the_lease() {
+    alone(|| {
+        static REQUESTS: AtomicU32 = AtomicU32::new(0);
+        let (_home, lan) = vm();
+        wicked(&lan, |kind| match kind {
+            DISCOVER => Some((OFFER, OFFERED, SHORT.to_vec())),
+            3 => {
+                REQUESTS.fetch_add(1, Ordering::SeqCst);
+                Some((ACK, OFFERED, SHORT.to_vec()))
+            }
+            _ => None,
+        });
+        let mut agent = Agent::start();
+        let before = state();
+        agent.prepares(&["dhcp"]);
+        agent.dies();
+        let asked = REQUESTS.load(Ordering::SeqCst);
+        until("the lease to be extended twice", || (REQUESTS.load(Ordering::SeqCst) >= asked + 2).then_some(()));
+        agent.is("prepared");
+        assert!(run("ip -o address show dev v").contains("10.2.0.57"));
+        agent.does(&["abort"]);
+        agent.is("idle");
+        comes_back(&before);
     });
 }
 
