@@ -24,6 +24,7 @@ pub mod measure;
 pub mod middlebox;
 pub mod needs;
 pub mod netns;
+pub mod packages;
 pub mod pki;
 pub mod planning;
 pub mod report;
