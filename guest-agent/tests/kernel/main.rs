@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod addresses;
+mod agent;
 mod answers;
+mod bus;
 mod clients;
 mod everyone;
 mod families;

@@ -1,23 +1,19 @@
 //! The whole agent with addresses from a LAN, asked by hand: got, given back, lost.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use crate::{
     addresses::{self, no_link_local},
+    agent::{Agent, OLD},
     obtaining::{ACK, AUTOCONFIGURED, DISCOVER, MAC, NAK, OFFER, OFFERED, dnsmasq, radvd, wicked},
     place::{Place, alone, run, until},
 };
 
-const OLD: &str = "52:54:00:aa:00:01";
-
 /// A VM on a LAN of its own by `a`, whose spare `v` is plugged into the LAN that is returned: 10.2.0.1/24, 2001:db8:2::1.
-fn vm() -> (Place, Place) {
+pub(crate) fn vm() -> (Place, Place) {
     no_link_local();
     let (home, lan) = (Place::new(), Place::new());
     home.plug("a", "h");
@@ -61,85 +57,6 @@ fn comes_back(before: &str) {
         let (more, less) = (only(&now, before), only(before, &now));
         assert!(begun.elapsed() < Duration::from_secs(10), "there is still {more:#?}, and no more {less:#?}");
         std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// `lsm-guest run`, of this place.
-struct Agent {
-    child: Child,
-    directory: PathBuf,
-}
-
-impl Agent {
-    fn start() -> Agent {
-        let directory = std::env::temp_dir().join(format!("lsm-obtained-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let agent = Agent { child: run_in(&directory), directory };
-        agent.answers();
-        agent
-    }
-
-    /// It dies, and is started again.
-    fn dies(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = run_in(&self.directory);
-        self.answers();
-    }
-
-    fn answers(&self) {
-        until("the agent to answer", || self.ask(&["status"]).status.success().then_some(()));
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Output {
-        program(&self.directory).args(arguments).output().unwrap()
-    }
-
-    /// What it said, and that it did it.
-    fn does(&self, arguments: &[&str]) -> String {
-        let output = self.ask(arguments);
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {said}\n{}", self.log());
-        said
-    }
-
-    fn prepares(&self, addresses: &[&str]) {
-        let new = MAC.to_string();
-        let mut arguments = vec!["prepare", "--old", OLD, "--new", &new];
-        arguments.extend(addresses.iter().flat_map(|address| ["--address", *address]));
-        self.does(&arguments);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
-    }
-
-    fn is(&self, state: &str) {
-        let line = format!("{:<12}{state}\n", "state");
-        until(state, || self.does(&["status"]).contains(&line).then_some(()));
-    }
-}
-
-fn run_in(directory: &Path) -> Child {
-    let log = fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
-    let mut run = program(directory);
-    run.args(["run", "--config", "/nonexistent"]).stdin(Stdio::null());
-    run.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
-}
-
-/// The agent must not find the owners of the machine's own cards.
-fn program(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lsm-guest"));
-    command.arg("--directory").arg(directory).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
-    command
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
