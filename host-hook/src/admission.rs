@@ -84,9 +84,16 @@ pub enum Refused {
     Random(#[source] std::io::Error),
 }
 
-/// Looks at everything before anything is built.
-pub async fn admit(host: &Rc<Host>, domain: &Domain, xml: &str, vm: Uuid) -> Result<Verdict, Refused> {
+/// Looks at everything before anything is built. `found` is told which host runs the VM.
+pub async fn admit(
+    host: &Rc<Host>,
+    domain: &Domain,
+    xml: &str,
+    vm: Uuid,
+    found: &mut Option<String>,
+) -> Result<Verdict, Refused> {
     let Located { name, running, round_trip, peer, mut news } = locate(host, vm).await?;
+    *found = Some(name.clone());
     let active = running.vnics.iter().find(|v| v.mac == running.active);
     let Some(home_lan) = active.and_then(|v| v.lan.clone()) else {
         let lan = domain.vnics.iter().find_map(|v| v.lan.clone()).unwrap_or_default();

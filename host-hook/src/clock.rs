@@ -61,6 +61,13 @@ pub struct Step {
 }
 
 impl Steps {
+    /// Of a migration that is asked for now.
+    pub fn begun() -> Steps {
+        let mut steps = Steps::default();
+        steps.mark("asked");
+        steps
+    }
+
     pub fn mark(&mut self, name: &str) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.0.push(Step { name: name.to_owned(), at_unix_ms: at.as_millis() as u64 });

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lsm_protocol::{Offer, report};
+use lsm_protocol::{MigrationId, Offer, report};
 use lsm_records::{
     history::History,
     metrics::{Figures, Kept},
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::{Step, Steps},
     libvirt::{Completed, Jobs, Place},
+    random::random,
     story,
 };
 
@@ -35,7 +36,9 @@ pub struct Report {
     pub vm: String,
     /// `source` or `destination`.
     pub role: String,
+    /// Empty where it was not found who runs the VM.
     pub peer: String,
+    /// Empty where this host has none to offer.
     pub lan: String,
     /// Milliseconds since 1970.
     pub began: u64,
@@ -53,6 +56,16 @@ pub struct Report {
     /// What became of the scripts in moved.d.
     pub scripts: Option<Vec<Ran>>,
     pub guest: Option<report::Report>,
+}
+
+impl Report {
+    /// Of a migration that was refused before anything was offered: it has no id but this report's.
+    pub fn refused(vm: &str, peer: Option<String>, lan: Option<String>, steps: Steps, why: String) -> Report {
+        let account = Account { steps, ended: Some(report::Ended::Refused), why: Some(why), ..Account::default() };
+        let migration = MigrationId(random().unwrap_or_default());
+        let (peer, lan) = (peer.unwrap_or_default(), lan.unwrap_or_default());
+        account.told("destination", vm, &peer, migration, lan)
+    }
 }
 
 /// What is known of it while it goes on.
@@ -75,12 +88,16 @@ impl Account {
 
     /// The report, as far as this host knows. An end that none of its machine's steps tells is an abort.
     pub fn close(self, role: &str, vm: &str, peer: &str, offer: &Offer) -> Report {
+        self.told(role, vm, peer, offer.migration, offer.lan.clone())
+    }
+
+    fn told(self, role: &str, vm: &str, peer: &str, migration: MigrationId, lan: String) -> Report {
         Report {
-            migration: offer.migration.to_string(),
+            migration: migration.to_string(),
             vm: vm.to_owned(),
             role: role.to_owned(),
             peer: peer.to_owned(),
-            lan: offer.lan.clone(),
+            lan,
             began: self.steps.0.first().map_or(0, |step| step.at_unix_ms),
             outcome: self.ended.unwrap_or(report::Ended::Aborted).name().to_owned(),
             why: self.why,
@@ -177,7 +194,8 @@ pub fn history(directory: &Path) -> History {
 /// For people.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { migration, vm, role, peer, lan, outcome, .. } = self;
+        let Report { migration, vm, role, outcome, .. } = self;
+        let [peer, lan] = [&self.peer, &self.lan].map(|name| if name.is_empty() { "unknown" } else { name });
         writeln!(f, "VM {vm}, migration {migration} ({role} with {peer}, LAN {lan}): {outcome}")?;
         if let Some(why) = &self.why {
             writeln!(f, "  {why}")?;
@@ -200,5 +218,34 @@ impl fmt::Display for Report {
             guest.to_string().trim_end().lines().try_for_each(|line| writeln!(f, "    {line}"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_refused_before_any_offer_is_kept_with_its_reason() {
+        let directory = std::env::temp_dir().join(format!("lsm-refused-{}", std::process::id()));
+        let why = "the VM has no spare vNIC".to_owned();
+        let refused = |peer: Option<&str>| {
+            Report::refused("vm", peer.map(str::to_owned), Some("dallas".into()), Steps::begun(), why.clone())
+        };
+        let (first, second) = (refused(Some("montreal")), refused(None));
+        assert_ne!(first.migration, second.migration);
+        assert_eq!((first.role.as_str(), first.outcome.as_str()), ("destination", "refused"));
+        assert!(first.began > 0 && first.began == first.steps.0[0].at_unix_ms);
+        let history = history(&directory);
+        for report in [&first, &second] {
+            history.put(report.began, &report.migration, report).unwrap();
+        }
+        let mut kept: Vec<Report> = history.all();
+        std::fs::remove_dir_all(&directory).unwrap();
+        kept.retain(|report| report.migration == second.migration);
+        assert_eq!((kept.len(), kept[0].why.as_ref()), (1, Some(&why)));
+        let shown = [&first, &kept[0]].map(ToString::to_string);
+        assert!(shown[0].contains("(destination with montreal, LAN dallas): refused\n  the VM has no spare vNIC"));
+        assert!(shown[1].contains("(destination with unknown, LAN dallas): refused\n"), "{}", shown[1]);
     }
 }

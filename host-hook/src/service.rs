@@ -27,7 +27,7 @@ use self::{
 use crate::{
     admission,
     arrival::{self, Arrival},
-    clock::now,
+    clock::{Steps, now},
     config::{self, Config},
     departure::{self, Departure},
     divert::Fdb,
@@ -40,7 +40,7 @@ use crate::{
     moved::Moves,
     peer::Identity,
     peer_line::{self, PeerHandle},
-    report::{Account, Reports},
+    report::{Account, Report, Reports},
     status::{Crossed, Status},
     story,
     tunnel::Tunnels,
@@ -188,9 +188,13 @@ impl Service {
                 Ok(domain) if domain.vnics.is_empty() => drop(answer.send(ok(String::new()))),
                 Ok(domain) => self.domain_hook(operation, &request, &domain, answer).await,
                 Err(error) => {
-                    let stderr = format!("lsm-hook: VM {}: {}\n", request.vm, story(&error));
+                    let why = story(&error);
+                    let stderr = format!("lsm-hook: VM {}: {why}\n", request.vm);
                     // Only a migration may be refused; a VM must not fail to start because of us.
                     let exit = u8::from(operation == "migrate");
+                    if exit != 0 {
+                        self.host.reports.hand_in(Report::refused(&request.vm, None, None, Steps::begun(), why), None);
+                    }
                     let _ = answer.send(HookAnswer { exit, stdout: String::new(), stderr });
                 }
             },
@@ -223,8 +227,10 @@ impl Service {
                 self.tell_arrivals(uuid, || arrival::News::VmGone);
                 let (host, inputs) = (self.host.clone(), self.inputs.clone());
                 let (domain, xml) = (domain.clone(), request.xml.clone());
+                let asked = Steps::begun();
                 tokio::task::spawn_local(async move {
-                    match admission::admit(&host, &domain, &xml, uuid).await {
+                    let mut peer = None;
+                    match admission::admit(&host, &domain, &xml, uuid, &mut peer).await {
                         Ok(admission::Verdict::Plug(xml)) => {
                             let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr: String::new() });
                         }
@@ -233,8 +239,11 @@ impl Service {
                             let _ = inputs.send(Input::Admitted(admitted));
                         }
                         Err(error) => {
-                            tracing::warn!(vm = domain.name, error = story(&error), "migration refused");
-                            let stderr = format!("lsm-hook: VM {} cannot move here: {}\n", domain.name, story(&error));
+                            let why = story(&error);
+                            tracing::warn!(vm = domain.name, error = why, "migration refused");
+                            let stderr = format!("lsm-hook: VM {} cannot move here: {why}\n", domain.name);
+                            let lan = host.config.offered_lan().map(|(name, _)| name.clone());
+                            host.reports.hand_in(Report::refused(&domain.name, peer, lan, asked, why), None);
                             let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr });
                         }
                     }
