@@ -3,7 +3,8 @@
 //!
 //! A TCP row of a subflow carries ULP information with the connection's token; a row without is *legacy*: plain TCP, also
 //! where the peer was asked for MPTCP and did not answer it. The MPTCP rows add what no subflow can tell: connections that
-//! fell back later. (`ss -M` shows the first address of a connection for ever: its addresses are not used.)
+//! fell back later, and the port they began with. (`ss -M` shows the first address of a connection for ever: its addresses
+//! are not used.)
 //!
 //! Layouts: linux/inet_diag.h, linux/tcp.h (struct tcp_info), linux/mptcp.h.
 
@@ -33,6 +34,8 @@ pub struct Connection {
     pub token: u32,
     /// Not known once the initial subflow is gone.
     pub opened_by_us: Option<bool>,
+    /// Our port when it began, which peers join at for as long as it lives; `None` where the kernel has no mptcp_diag.
+    pub port: Option<u16>,
     /// It has as many subflows as the kernel's limit allows.
     pub full: bool,
     pub subflows: Vec<Subflow>,
@@ -123,8 +126,8 @@ impl Diag {
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
         let mut sorter = Sorter::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            match self.rows(family, PROTOCOL_MPTCP, ALIVE, read_remark) {
-                Ok(remarks) => sorter.remarks.extend(remarks),
+            match self.rows(family, PROTOCOL_MPTCP, ALIVE, read_whole) {
+                Ok(wholes) => sorter.wholes.extend(wholes),
                 Err(cause) if cause.errno() == Some(Errno::ENOENT) => {}
                 Err(cause) => return Err(Error::new("list the MPTCP connections", cause)),
             }
@@ -206,8 +209,8 @@ pub(crate) enum Row {
 struct Sorter {
     snapshot: Snapshot,
     places: HashMap<u32, usize>,
-    /// What MPTCP has to remark about a connection, by token.
-    remarks: HashMap<u32, Remark>,
+    /// What MPTCP says of the connections, by token.
+    wholes: HashMap<u32, Whole>,
 }
 
 impl Sorter {
@@ -215,7 +218,7 @@ impl Sorter {
         match row {
             Row::Listener(local) => self.snapshot.listeners.push(local),
             Row::Legacy(legacy) => self.snapshot.legacy.push(legacy),
-            Row::Subflow { token, subflow } if self.remarks.get(&token) == Some(&Remark::FellBack) => {
+            Row::Subflow { token, subflow } if self.wholes.get(&token).is_some_and(|whole| whole.fell_back) => {
                 let Subflow { local, remote, rtt_us, bytes_acked, bytes_received, silent_ms, inode, .. } = subflow;
                 let state = State::Established;
                 let obstacle = Obstacle::FellBack;
@@ -234,8 +237,9 @@ impl Sorter {
             Row::Subflow { token, subflow } => {
                 let connections = &mut self.snapshot.connections;
                 let place = *self.places.entry(token).or_insert_with(|| {
-                    let full = self.remarks.get(&token) == Some(&Remark::Full);
-                    connections.push(Connection { token, opened_by_us: None, full, subflows: Vec::new() });
+                    let whole = self.wholes.get(&token);
+                    let (port, full) = (whole.map(|whole| whole.port), whole.is_some_and(|whole| whole.full));
+                    connections.push(Connection { token, opened_by_us: None, port, full, subflows: Vec::new() });
                     connections.len() - 1
                 });
                 if let Some(connection) = connections.get_mut(place) {
@@ -249,29 +253,30 @@ impl Sorter {
     }
 }
 
-/// What no subflow tells.
+/// What no subflow tells of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Remark {
+pub(crate) struct Whole {
+    port: u16,
     /// The connection is TCP now.
-    FellBack,
+    fell_back: bool,
     /// It has all the additional subflows that it may have.
-    Full,
+    full: bool,
 }
 
-/// An MPTCP row: the token, if there is something to remark (struct mptcp_info).
-pub(crate) fn read_remark(payload: &[u8]) -> Option<(u32, Remark)> {
+/// An MPTCP row: the token, and the rest (struct inet_diag_msg, then struct mptcp_info).
+pub(crate) fn read_whole(payload: &[u8]) -> Option<(u32, Whole)> {
     const SUBFLOWS: usize = 0;
     const SUBFLOWS_MAX: usize = 3;
     const FLAGS: usize = 8;
     const TOKEN: usize = 12;
     const FLAG_FALLBACK: u32 = 1;
 
+    let port = local_address(payload)?.port();
     let info = attribute(payload.get(ROW..)?, ATTR_INFO)?;
     let token = u32_at(info, TOKEN)?;
-    if u32_at(info, FLAGS)? & FLAG_FALLBACK != 0 {
-        return Some((token, Remark::FellBack));
-    }
-    (info[SUBFLOWS] >= info[SUBFLOWS_MAX]).then_some((token, Remark::Full))
+    let fell_back = u32_at(info, FLAGS)? & FLAG_FALLBACK != 0;
+    let full = !fell_back && info[SUBFLOWS] >= info[SUBFLOWS_MAX];
+    Some((token, Whole { port, fell_back, full }))
 }
 
 /// A TCP row (struct inet_diag_msg, then attributes).
@@ -441,9 +446,27 @@ mod tests {
         message.seal(0)[HEADER..].to_vec()
     }
 
+    #[test]
+    fn the_port_is_the_one_that_the_connection_began_with() {
+        let read = |subflows: u8, flags: u32| {
+            let mut fixed = vec![0; ROW];
+            fixed[..2].copy_from_slice(&[libc::AF_INET as u8, ESTABLISHED]);
+            fixed[4..6].copy_from_slice(&80u16.to_be_bytes());
+            let mut info = vec![0; 16];
+            (info[0], info[3]) = (subflows, 8);
+            info[8..12].copy_from_slice(&flags.to_ne_bytes());
+            info[12..].copy_from_slice(&7u32.to_ne_bytes());
+            read_whole(&Message::new(20, 0).raw(&fixed).attribute(ATTR_INFO, &info).seal(0)[HEADER..])
+        };
+        let is = |fell_back, full| Some((7, Whole { port: 80, fell_back, full }));
+        assert_eq!([read(1, 0), read(8, 0), read(8, 1)], [is(false, false), is(false, true), is(true, false)]);
+        assert_eq!(read_whole(&row(libc::AF_INET, ESTABLISHED, None)[..ROW]), None);
+    }
+
     fn sorted(rows: &[Vec<u8>], fallen: &[u32]) -> Snapshot {
-        let remarks = fallen.iter().map(|token| (*token, Remark::FellBack)).collect();
-        let mut sorter = Sorter { remarks, ..Sorter::default() };
+        let fell_back = Whole { port: 80, fell_back: true, full: false };
+        let wholes = fallen.iter().map(|token| (*token, fell_back)).collect();
+        let mut sorter = Sorter { wholes, ..Sorter::default() };
         rows.iter().filter_map(|row| read_row(row)).for_each(|row| sorter.sort(row));
         sorter.snapshot
     }
@@ -486,7 +509,7 @@ mod tests {
         }
         for length in ROW..whole.len() {
             let _ = read_row(&whole[..length]);
-            let _ = read_remark(&whole[..length]);
+            let _ = read_whole(&whole[..length]);
         }
     }
 }

@@ -20,7 +20,7 @@ pub fn netlink(bytes: &[u8]) {
 /// A row of inet_diag's dump, or one about a connection that ended.
 pub fn inet_diag(bytes: &[u8]) {
     let _ = connections::read_row(bytes);
-    let _ = connections::read_remark(bytes);
+    let _ = connections::read_whole(bytes);
     let _ = connections::local_address(bytes);
 }
 

@@ -40,16 +40,15 @@ impl Doors {
         let at = paths.new.addresses().all().into_iter().map(|address| (address, 0, 0)).collect();
         let mut doors = Doors { at, shut_out: Vec::new() };
         for connection in &snapshot.connections {
-            let by_client = |s: &&Subflow| s.initial && !s.opened_by_us && paths.old.carries(s.local.ip());
-            let Some(initial) = connection.subflows.iter().find(by_client) else { continue };
+            let Some(known) = known_at(connection, paths) else { continue };
             let mut any = false;
             for (address, open, shut) in &mut doors.at {
-                let opens = snapshot.listeners.iter().any(|at| is_open(at, *address, initial.local.port()));
+                let opens = snapshot.listeners.iter().any(|at| is_open(at, *address, known.port()));
                 *(if opens { open } else { shut }) += 1;
                 any |= opens;
             }
             if !any {
-                doors.shut_out.push(initial.local.ip());
+                doors.shut_out.push(known.ip());
             }
         }
         doors
@@ -64,6 +63,20 @@ impl Doors {
     pub(crate) fn to_open(&self, new: &Plugged) -> Option<Vec<Exit>> {
         (!self.shut_out.is_empty()).then(|| within_reach(new, &self.shut_out))
     }
+}
+
+/// The old address of a connection that its peer must join, and the port that it would join at: the one that the connection
+/// began with, wherever it has moved since. (A peer's join is no initial subflow, and may have come by another port.)
+fn known_at(connection: &Connection, paths: &Paths) -> Option<SocketAddr> {
+    let by_peer = |s: &&Subflow| !s.opened_by_us && paths.old.carries(s.local.ip());
+    let there: Vec<&Subflow> = connection.subflows.iter().filter(by_peer).collect();
+    if let Some(initial) = there.iter().find(|s| s.initial) {
+        return Some(initial.local);
+    }
+    if connection.opened_by_us == Some(true) {
+        return None;
+    }
+    Some(SocketAddr::new(there.first()?.local.ip(), connection.port?))
 }
 
 /// A listener of one family takes no connection of the other, but for one on all IPv6 addresses.
@@ -200,7 +213,7 @@ mod tests {
     }
 
     fn connection(subflows: &[Subflow]) -> Connection {
-        Connection { token: 1, opened_by_us: None, full: false, subflows: subflows.to_vec() }
+        Connection { token: 1, opened_by_us: None, port: Some(80), full: false, subflows: subflows.to_vec() }
     }
 
     #[test]
@@ -221,6 +234,16 @@ mod tests {
         assert_eq!(of(theirs, &[]), (0, 1), "who accepts one and closes its listener");
         assert_eq!(of(subflow("192.0.2.1:80", true, true), &[]), (0, 0), "it joins by itself");
         assert_eq!(of(subflow("127.0.0.1:80", true, false), &[]), (0, 0));
+        // Of one that moved before, by a port of the kernel's or not, the peer still knows the port it began with.
+        let moved = subflow("192.0.2.1:19540", false, false);
+        assert_eq!(of(moved, &["203.0.113.1:80", "192.0.2.1:19540"]), (0, 1));
+        assert_eq!(of(moved, &["0.0.0.0:80"]), (1, 0));
+        assert_eq!(
+            of(moved, &[]),
+            (0, 1),
+            "or opened here, and moved by its peer, who finds nobody at that port either"
+        );
+        assert_eq!(of(subflow("192.0.2.1:4001", false, true), &[]), (0, 0), "it joins by itself");
     }
 
     #[test]

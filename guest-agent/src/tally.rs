@@ -140,7 +140,7 @@ mod tests {
         let connections = carried.iter().map(|&(token, old, new)| {
             let new = new.map(|bytes| subflow("10.2.0.7:80", bytes));
             let subflows = [subflow("10.1.0.7:80", old)].into_iter().chain(new).collect();
-            Connection { token, opened_by_us: Some(false), full: false, subflows }
+            Connection { token, opened_by_us: Some(false), port: None, full: false, subflows }
         });
         Snapshot { connections: connections.collect(), ..Snapshot::default() }
     }
@@ -192,7 +192,7 @@ mod tests {
         ];
         let connections = connections.iter().zip(1..).map(|(locals, token)| {
             let subflows = locals.iter().map(|local| subflow(local, 1)).collect();
-            Connection { token, opened_by_us: Some(false), full: false, subflows }
+            Connection { token, opened_by_us: Some(false), port: None, full: false, subflows }
         });
         let snapshot = Snapshot { connections: connections.collect(), ..Snapshot::default() };
         let counts = Tally::default().count(&snapshot, &paths, true);
