@@ -82,6 +82,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         reports: Reports::open(directory, &config.reports, under_way),
         obtaining: None,
         progress: progress_in,
+        farewell_said: None,
     };
     daemon.set_up()?;
     tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, failures_in, daemon.counting.clone()));
@@ -177,6 +178,8 @@ struct Daemon {
     obtaining: Option<tokio::task::JoinHandle<()>>,
     /// What it has come to.
     progress: mpsc::UnboundedSender<Progress>,
+    /// The old addresses, withdrawn, are needed until then.
+    farewell_said: Option<tokio::time::Instant>,
 }
 
 impl Daemon {

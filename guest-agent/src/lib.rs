@@ -13,6 +13,7 @@ pub mod connections;
 pub mod daemon;
 pub mod dhcp;
 pub mod endpoints;
+pub mod farewell;
 pub mod force;
 pub mod foresight;
 pub mod hostile;

@@ -133,6 +133,41 @@ impl Channel {
         Ok(answers)
     }
 
+    /// Sends all requests in one write, between two messages by which the kernel knows that they belong together: it does
+    /// all of them or none.
+    pub fn change_as_one(
+        &mut self,
+        begin: Message,
+        requests: impl IntoIterator<Item = Message>,
+        end: Message,
+    ) -> Result<(), Cause> {
+        let mut next = || {
+            self.sequence = self.sequence.wrapping_add(1);
+            self.sequence
+        };
+        // Whether those two are answered depends on the kernel's age; in trouble the first always is.
+        let mut batch = begin.seal(next());
+        let mut missing = 0;
+        for mut request in requests {
+            request.add_flags(libc::NLM_F_ACK);
+            batch.extend(request.seal(next()));
+            missing += 1;
+        }
+        batch.extend(end.seal(next()));
+        self.send(&batch)?;
+        while missing > 0 {
+            self.receive()?;
+            for message in messages(&self.buffer) {
+                let message = message?;
+                if i32::from(message.kind) == libc::NLMSG_ERROR {
+                    acknowledged(message)?;
+                    missing -= 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sends a request that is answered by one message, and hands its payload to `read`.
     pub fn get<T>(&mut self, request: Message, read: impl FnOnce(&[u8]) -> Option<T>) -> Result<T, Cause> {
         self.sequence = self.sequence.wrapping_add(1);

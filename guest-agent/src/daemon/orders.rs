@@ -6,10 +6,13 @@ use lsm_protocol::{
     Refusal, Side,
     guest::{Event, Guest, Order, Step},
 };
+use tokio::time::Instant;
 
 use super::{Daemon, log::summary, now};
 use crate::{
-    endpoints, invitation,
+    endpoints,
+    farewell::{Farewell, HELD, SAID},
+    invitation,
     path::{self, chain},
 };
 
@@ -104,6 +107,23 @@ impl Daemon {
         }
     }
 
+    /// Of the old addresses, while they are withdrawn. It is a favour to peers: where it cannot be done, the move goes on.
+    fn hold_farewell(&mut self) {
+        let Some(paths) = self.record.paths else { return };
+        match Farewell::hold(&paths.old.addresses().all()) {
+            Ok(farewell) => {
+                self.farewell_said = Some(Instant::now() + SAID);
+                tokio::spawn(async move {
+                    tokio::time::sleep(HELD).await;
+                    drop(farewell);
+                });
+            }
+            Err(error) => {
+                tracing::info!(error = %chain(&error), "a peer may go on counting an address that is withdrawn");
+            }
+        }
+    }
+
     async fn perform(&mut self, step: Step) -> Result<(), Refusal> {
         let (kernel, record) = (&mut self.kernel, &mut self.record);
         match step {
@@ -120,6 +140,10 @@ impl Daemon {
                 self.announce_again_later();
                 path::take_over(&mut self.kernel, &mut self.record)
             }
+            Step::Withdraw(Side::Old) => {
+                self.hold_farewell();
+                endpoints::withdraw(&mut self.kernel, &mut self.record, Side::Old)
+            }
             Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
             Step::LowerPath => {
                 if let Some(new) = record.guest.plan().map(|plan| plan.new) {
@@ -128,6 +152,10 @@ impl Daemon {
                 path::lower(&mut self.kernel, &mut self.record).await
             }
             Step::ReleaseOld => {
+                if let Some(said) = self.farewell_said.take() {
+                    tokio::time::sleep_until(said).await;
+                }
+                let record = &self.record;
                 if let Some(old) = record.guest.plan().map(|plan| plan.old) {
                     self.give_up(old).await;
                 }

@@ -12,6 +12,7 @@ mod bus;
 mod clients;
 mod everyone;
 mod families;
+mod farewell;
 mod leaving;
 mod obtained;
 mod obtaining;
