@@ -9,6 +9,7 @@ pub mod capture;
 pub mod carry;
 pub mod channel_proxy;
 pub mod connections;
+pub mod container;
 pub mod conversation;
 pub mod cores;
 pub mod demo;

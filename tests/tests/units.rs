@@ -3,14 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
-use lsm_tests::{image::static_program, needs, pki::Authority, shell::run};
+use lsm_tests::{container::Container, image::static_program, needs, pki::Authority};
 
 /// What is counted against each unit, in tenths, by systemd 252; and its column in SECURITY.md.
 const UNITS: [(&str, u32, usize); 2] = [("lsm-guest.service", 25, 2), ("lsm-hook.service", 27, 3)];
@@ -79,62 +74,35 @@ stat -c %a%n /run/lsm /run/lsm/guest.sock /run/lsm/hook.sock
 echo both are there
 ";
 
-/// A machine of its own: this one's files behind an overlay, its own systemd, network and processes.
 #[test]
 fn both_programs_start_and_answer_in_their_sandboxes() {
     let nspawn = "/usr/bin/systemd-nspawn";
     if needs::lacking(needs::missing(&[nspawn], "tests/install installs it").or_else(needs::missing_mptcp)) {
         return;
     }
-    let directory = std::env::temp_dir().join(format!("lsm-units-{}", std::process::id()));
-    let lab = directory.join("lab");
-    let write = |name: &str, text: &str| {
-        let file = lab.join(name);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, text).unwrap();
-    };
-    fs::create_dir_all(directory.join("root")).unwrap();
+    let mut container = Container::new("lsm-units").unwrap();
+    let lab = container.lab();
     fs::create_dir_all(lab.join("pki")).unwrap();
     Authority::new("LSM units").unwrap().equip(&lab.join("pki"), "here", [192, 0, 2, 1].into()).unwrap();
-    write("host.toml", "name = \"here\"\n");
-    write("ask", ASK);
+    container.write("host.toml", "name = \"here\"\n").unwrap();
     // Not a VM, and nobody reads a journal.
-    write("guest.conf", "[Unit]\nConditionVirtualization=\n[Service]\nStandardError=file:/lab/guest.log\n");
-    write("hook.conf", "[Service]\nStandardError=file:/lab/hook.log\n");
-    write(
-        "lab.service",
-        "[Unit]\nDefaultDependencies=no\nWants=lsm-guest.service lsm-hook.socket\nAfter=lsm-hook.socket\n\
-         SuccessAction=exit-force\nFailureAction=exit-force\n\
-         [Service]\nType=oneshot\nTimeoutStartSec=60\nExecStart=/bin/bash /lab/ask\n",
-    );
-    write("lab.target", "[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants=lab.service\n");
-    let bind = |from: &Path, to: &str| format!(" --bind-ro={}:{to}", from.display());
-    let mut binds = format!(" --bind={}:/lab", lab.display());
+    let guest = "[Unit]\nConditionVirtualization=\n[Service]\nStandardError=file:/lab/guest.log\n";
+    container.write("guest.conf", guest).unwrap();
+    container.write("hook.conf", "[Service]\nStandardError=file:/lab/hook.log\n").unwrap();
     for program in ["lsm-guest", "lsm-hook"] {
-        binds += &bind(&static_program(program, program).unwrap(), &format!("/usr/sbin/{program}"));
+        container.bind(&static_program(program, program).unwrap(), &format!("/usr/sbin/{program}"));
         let unit = format!("{program}.service");
-        binds += &bind(&project("systemd").join(&unit), &format!("/etc/systemd/system/{unit}"));
+        container.bind(&project("systemd").join(&unit), &format!("/etc/systemd/system/{unit}"));
         let more = lab.join(program.replace("lsm-", "") + ".conf");
-        binds += &bind(&more, &format!("/etc/systemd/system/{unit}.d/lab.conf"));
+        container.bind(&more, &format!("/etc/systemd/system/{unit}.d/lab.conf"));
     }
-    binds += &bind(&project("systemd/lsm-hook.socket"), "/etc/systemd/system/lsm-hook.socket");
-    for unit in ["lab.service", "lab.target"] {
-        binds += &bind(&lab.join(unit), &format!("/etc/systemd/system/{unit}"));
-    }
-    binds += &bind(&lab.join("host.toml"), "/etc/lsm/host.toml");
+    container.bind(&project("systemd/lsm-hook.socket"), "/etc/systemd/system/lsm-hook.socket");
+    container.bind(&lab.join("host.toml"), "/etc/lsm/host.toml");
     for (from, to) in [("CA", "/etc/pki/CA"), ("libvirt", "/etc/pki/libvirt")] {
-        binds += &bind(&lab.join("pki").join(from), to);
+        container.bind(&lab.join("pki").join(from), to);
     }
-    // The bind mount's own name for "/": nspawn will not take the other. It goes with its mount namespace.
-    let script = format!(
-        "mount --bind / {root} && exec timeout 120 systemd-nspawn --quiet --register=no --keep-unit --directory={root} \
-         --volatile=overlay --machine=lsm-units --private-network{binds} --boot systemd.unit=lab.target",
-        root = directory.join("root").display()
-    );
-    let booted = run(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
-    let read = |name: &str| fs::read_to_string(lab.join(name)).unwrap_or_default();
-    let all = ["said", "guest.log", "hook.log"].map(|name| format!("{name}:\n{}", read(name))).join("\n");
-    fs::remove_dir_all(&directory).unwrap();
+    let booted = container.run("Wants=lsm-guest.service lsm-hook.socket\nAfter=lsm-hook.socket\n", ASK);
+    let all = ["said", "guest.log", "hook.log"].map(|name| format!("{name}:\n{}", container.said(name))).join("\n");
     assert!(all.contains("both are there\n"), "{booted:?}\n{all}");
     // NET_ADMIN and NET_RAW, and on the host NET_BIND_SERVICE and DAC_OVERRIDE.
     for bounding in ["CapBnd:\t0000000000003000", "CapBnd:\t0000000000003402"] {
