@@ -9,7 +9,10 @@ use crate::{
     shell::{LabError, Result, program, wait_for},
     stage::{Stage, TCP},
     topology::CLIENT,
-    traffic::{self, ClientOptions, ClientProcess, ConnectionLog, Log, Nanos, TrafficError},
+    traffic::{
+        self, ClientOptions, ClientProcess, Connection, ConnectionLog, Counters, Log, Nanos, Origin, Subflow,
+        TrafficError,
+    },
 };
 
 /// Where the client waits for the connections that the VM opens.
@@ -19,11 +22,22 @@ const LISTEN_MORE: u16 = 5004;
 /// Data must get through within this on every connection: TCP's back-off after a pause included.
 const ALIVE: Duration = Duration::from_secs(20);
 
-/// Some opened by the client, one by the VM.
+/// Some opened by the client, some by the VM.
 #[derive(Debug)]
 pub struct Connections {
     client: ClientProcess,
     log: Log,
+    /// The MPTCP connections, each with its name in the client's kernel.
+    named: Vec<(Connection, u32)>,
+}
+
+/// An MPTCP connection, as the client's kernel has it now.
+#[derive(Debug, Clone)]
+pub struct AtClient {
+    pub id: u16,
+    pub origin: Origin,
+    pub counters: Counters,
+    pub subflows: Vec<Subflow>,
 }
 
 impl Connections {
@@ -33,10 +47,35 @@ impl Connections {
     /// One did not come about.
     pub fn open(stage: &Stage, plain: u16) -> Result<Connections> {
         let options = ClientOptions { connections: 3, listen: LISTEN, accept: 1, plain, ..quiet(address(stage)?) };
-        let (mut client, to) = (spawn(stage, &options)?, format!("{CLIENT}:{LISTEN}"));
-        stage.guest.spawn("open", &format!("chrt -f 10 lsm-traffic open --to {to} --count 1"))?;
-        client.ready(Duration::from_secs(30)).map_err(lab)?;
-        Connections::begin(client)
+        Connections::open_as(stage, &options)
+    }
+
+    /// So many by the client and by the VM, each with a record every 20 ms both ways: what the demo has.
+    ///
+    /// # Errors
+    /// One did not come about.
+    pub fn open_busy(stage: &Stage, by_client: u16, by_vm: u16) -> Result<Connections> {
+        let period = Duration::from_millis(20);
+        let base = quiet(address(stage)?);
+        let options = ClientOptions { connections: by_client, accept: by_vm, plain: 0, period, ..base };
+        Connections::open_as(stage, &options)
+    }
+
+    fn open_as(stage: &Stage, options: &ClientOptions) -> Result<Connections> {
+        let (client, to) = (spawn(stage, options)?, format!("{CLIENT}:{}", options.listen));
+        let open = format!("chrt -f 10 lsm-traffic open --to {to} --count {}", options.accept);
+        stage.guest.spawn("open", &open)?;
+        Connections::begin(stage, client)
+    }
+
+    /// So many by a client of its own to another port of the VM, none from it.
+    ///
+    /// # Errors
+    /// One did not come about.
+    pub fn open_to(stage: &Stage, port: u16, multipath: u16) -> Result<Connections> {
+        let base = quiet(address(stage)?);
+        let options = ClientOptions { tcp: port, connections: multipath, accept: 0, plain: 0, ..base };
+        Connections::begin(stage, spawn(stage, &options)?)
     }
 
     /// Of a client of its own, beside the first: so many MPTCP and plain connections to the VM, and none from it.
@@ -46,16 +85,36 @@ impl Connections {
     pub fn open_more(stage: &Stage, multipath: u16, plain: u16) -> Result<Connections> {
         let options =
             ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(address(stage)?) };
-        let mut client = spawn(stage, &options)?;
-        client.ready(Duration::from_secs(30)).map_err(lab)?;
-        Connections::begin(client)
+        Connections::begin(stage, spawn(stage, &options)?)
     }
 
-    fn begin(mut client: ClientProcess) -> Result<Connections> {
+    fn begin(stage: &Stage, mut client: ClientProcess) -> Result<Connections> {
+        let opened = client.ready(Duration::from_secs(30)).map_err(lab)?;
+        let known = traffic::subflows(stage.topology.ns("client").command("ss")).map_err(lab)?;
+        let token = |connection: &Connection| traffic::token_of(connection, &known);
+        let named = opened.into_iter().filter_map(|connection| token(&connection).map(|token| (connection, token)));
+        let named = named.collect();
         client.start().map_err(lab)?;
-        let mut connections = Connections { client, log: Log::default() };
+        let mut connections = Connections { client, log: Log::default(), named };
         connections.alive()?;
         Ok(connections)
+    }
+
+    /// The MPTCP connections, as the client's kernel has them now.
+    ///
+    /// # Errors
+    /// `ss` failed there, or the kernel does not know one of them.
+    pub fn at_client(&self, stage: &Stage) -> Result<Vec<AtClient>> {
+        let client = stage.topology.ns("client");
+        let subflows = traffic::subflows(client.command("ss")).map_err(lab)?;
+        let counters = traffic::counters(client.command("ss")).map_err(lab)?;
+        let of = |(connection, token): &(Connection, u32)| {
+            let counters = *counters.get(token)?;
+            let subflows = subflows.iter().filter(|subflow| subflow.token == Some(*token)).cloned().collect();
+            Some(AtClient { id: connection.id, origin: connection.origin, counters, subflows })
+        };
+        let gone = |id| LabError::Other(format!("the client's kernel does not know connection {id} any more"));
+        self.named.iter().map(|named| of(named).ok_or_else(|| gone(named.0.id))).collect()
     }
 
     /// How many were opened, and how many of them have ended or stayed silent for as long as [`Connections::alive`] waits.

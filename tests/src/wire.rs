@@ -86,7 +86,7 @@ impl Wire {
             return Err(LabError::Other(format!("{name} did not start; its reason is above")));
         }
         for end in [a, b] {
-            end.ns.ip(&format!("link set {} mtu {} txqueuelen 10000 up", end.interface, options.mtu))?;
+            end.ns.ip(&format!("link set dev {} mtu {} txqueuelen 10000 up", end.interface, options.mtu))?;
         }
         let ends = [a, b].map(|end| (end.ns.name().to_owned(), end.interface.to_owned()));
         let wire = Wire { process: Mutex::new(process), ends, queue: options.queue };

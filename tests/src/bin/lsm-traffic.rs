@@ -18,6 +18,9 @@ struct Arguments {
 enum Role {
     /// The VM's end: answer MPTCP, TCP and datagrams, for ever
     Serve {
+        /// Listen for TCP at this address alone
+        #[arg(long)]
+        at: Option<IpAddr>,
         #[arg(long)]
         tcp: u16,
         #[arg(long)]
@@ -70,7 +73,7 @@ enum Role {
 
 fn main() -> ExitCode {
     let ended = match Arguments::parse().role {
-        Role::Serve { tcp, udp, fault } => traffic::serve(tcp, udp, fault),
+        Role::Serve { at, tcp, udp, fault } => traffic::serve(at, tcp, udp, fault),
         Role::Open { to, count } => traffic::open(to, count),
         Role::Client { to, tcp, udp, connections, listen, accept, plain, chunk, period_us, probe_us, datagram_us } => {
             let microseconds = |number| Duration::from_micros(u64::from(number));

@@ -2,7 +2,7 @@
 //! emulated guests, so each segment must cost little.
 
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -24,9 +24,13 @@ const PACED_BACKLOG: usize = 1 << 16;
 const BULK_BACKLOG: usize = 2 << 16;
 const BUFFER: usize = 1 << 16;
 
-/// `lsm-traffic serve`: never returns but with an error.
-pub fn serve(tcp: u16, udp: Option<u16>, fault: Option<Fault>) -> Result<(), TrafficError> {
-    let listeners = sockets::listen(tcp).map_err(|source| TrafficError::Listen { port: tcp, source })?;
+/// `lsm-traffic serve`: never returns but with an error. `at`: at this address alone, as far as TCP goes.
+pub fn serve(at: Option<IpAddr>, tcp: u16, udp: Option<u16>, fault: Option<Fault>) -> Result<(), TrafficError> {
+    let listeners = match at {
+        Some(address) => sockets::listen_at(SocketAddr::new(address, tcp)).map(|listener| vec![listener]),
+        None => sockets::listen(tcp),
+    };
+    let listeners = listeners.map_err(|source| TrafficError::Listen { port: tcp, source })?;
     let answerer = match udp {
         Some(port) => Some(Answerer::new(port).map_err(|source| TrafficError::Listen { port, source })?),
         None => None,

@@ -2,7 +2,7 @@
 //! was asked at.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use nix::libc;
@@ -27,22 +27,25 @@ fn socket(domain: Domain, multipath: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Listens at one address: joins to another are refused.
+pub(super) fn listen_at(address: SocketAddr) -> io::Result<Socket> {
+    let socket = socket(Domain::for_address(address), true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(256)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 /// Listens on every address of the machine. A listener on a wildcard is what lets MPTCP joins reach a new address.
 pub(super) fn listen(port: u16) -> io::Result<Vec<Socket>> {
     let mut listeners = Vec::new();
-    for address in [SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))] {
-        let bound = (|| {
-            let socket = socket(Domain::for_address(address), true)?;
-            if address.is_ipv6() {
-                socket.set_only_v6(true)?;
-            }
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(256)?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        })();
-        match bound {
+    for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let address = SocketAddr::new(any, port);
+        match listen_at(address) {
             Ok(socket) => listeners.push(socket),
             // A guest may have no IPv6 at all.
             Err(error) if address.is_ipv6() => eprintln!("lsm-traffic: no IPv6 listener: {error}"),
