@@ -86,9 +86,14 @@ impl Scene {
 
     /// Traffic with the VM's present address, on ports that begin with `port`.
     fn traffic(&mut self, port: u16, connections: u16, by_vm: u16, period: Duration) -> ClientProcess {
+        self.traffic_at(&[], port, connections, by_vm, period)
+    }
+
+    /// The same, with more said to the VM's program.
+    fn traffic_at(&mut self, at: &[&str], port: u16, connections: u16, by_vm: u16, period: Duration) -> ClientProcess {
         let mut serve = self.vm.command(TRAFFIC);
-        self.programs
-            .push(Process::start("lsm-traffic serve", serve.args(["serve", "--tcp", &port.to_string()])).unwrap());
+        serve.args(["serve", "--tcp", &port.to_string()]).args(at);
+        self.programs.push(Process::start("lsm-traffic serve", &mut serve).unwrap());
         wait_for("the server to listen", LIMIT, || {
             let ss = run(self.vm.command("ss").args(["-Hltn", &format!("sport = :{port}")])).unwrap();
             (!ss.is_empty()).then_some(())
@@ -181,6 +186,20 @@ impl Scene {
     }
 }
 
+/// The middle one of several times.
+fn median(mut measure: impl FnMut()) -> Duration {
+    const TIMES: usize = 9;
+    let mut times: Vec<Duration> = std::iter::repeat_with(|| {
+        let begun = Instant::now();
+        measure();
+        begun.elapsed()
+    })
+    .take(TIMES)
+    .collect();
+    times.sort();
+    times[TIMES / 2]
+}
+
 impl Drop for Scene {
     fn drop(&mut self) {
         self.agent.stop();
@@ -201,12 +220,12 @@ fn whole(log: &Log, connections: usize) {
 }
 
 /// The same busy connections moved again and again; every byte is checked.
-fn again_and_again(name: &str, moves: usize, by_clients: u16, by_vm: u16) {
+fn again_and_again(name: &str, at: &[&str], moves: usize, by_clients: u16, by_vm: u16) {
     if skip() {
         return;
     }
     let mut scene = Scene::set(name);
-    let mut traffic = scene.traffic(5001, by_clients, by_vm, Duration::from_millis(5));
+    let mut traffic = scene.traffic_at(at, 5001, by_clients, by_vm, Duration::from_millis(5));
     traffic.start().unwrap();
     let connections = usize::from(by_clients + by_vm);
     let mut moved_at = now();
@@ -242,14 +261,21 @@ fn again_and_again(name: &str, moves: usize, by_clients: u16, by_vm: u16) {
 
 #[test]
 fn busy_connections_survive_fifty_moves_in_a_row() {
-    again_and_again("moves", 50, 20, 0);
+    again_and_again("moves", &[], 50, 20, 0);
 }
 
 /// What the VM opened itself cannot join by itself for ever: kernels (6.18) go on counting withdrawn endpoints that it
 /// joined from. From the fourth move on the peer must do it.
 #[test]
 fn connections_that_the_vm_opened_survive_moves_in_a_row() {
-    again_and_again("both", 8, 8, 4);
+    again_and_again("both", &[], 8, 8, 4);
+}
+
+/// A program that listens at its first address alone: from the second move on it is nobody's any more.
+#[test]
+fn connections_of_a_listener_at_one_address_survive_moves_in_a_row() {
+    // The VM comes back to the very address each second time; B's is what tells.
+    again_and_again("bound", &["--at", A.address], 8, 4, 0);
 }
 
 /// Connections of which most are idle, moved to the other LAN and back.
@@ -307,4 +333,62 @@ fn a_thousand_connections_move() {
 #[test]
 fn ten_thousand_connections_move() {
     many(10_000, 200);
+}
+
+/// What an operator waits for, of so many connections and one whose client takes no addresses: the command that foresees
+/// what becomes of each, beside `ss` that only lists them; and the end of a move once that one connection is closed.
+fn waits(connections: u16) {
+    if skip() {
+        return;
+    }
+    let mut scene = Scene::set("waits");
+    scene.client.ip("mptcp limits set subflows 8 add_addr_accepted 0").unwrap();
+    let mut straggler = scene.traffic(5001, 1, 0, Duration::from_millis(20));
+    scene.client.ip("mptcp limits set subflows 8 add_addr_accepted 8").unwrap();
+    let mut idle = scene.traffic(6001, connections, 0, Duration::from_secs(3_600));
+    straggler.start().unwrap();
+    idle.start().unwrap();
+
+    let all = u64::from(connections) + 1;
+    let forecast = scene.ask("forecast");
+    let sums = forecast["sums"].as_object().unwrap();
+    assert_eq!(sums.values().map(|number| number.as_u64().unwrap()).sum::<u64>(), all, "{sums:?}");
+    let quiet = |command: &mut std::process::Command| drop(run(command).unwrap());
+    let foreseen = median(|| {
+        let mut forecast = scene.vm.command(scene.program.to_str().unwrap());
+        quiet(forecast.arg("--directory").arg(&scene.directory).arg("forecast"));
+    });
+    let listed = median(|| quiet(scene.vm.command("ss").arg("-tiM")));
+
+    let prepared = scene.prepare(A, B);
+    assert_eq!((&prepared["joined"], &prepared["waiting"]), (&connections.into(), &1.into()), "{}", scene.log());
+    scene.ask("switch --settle");
+    wait_for("all but one to have moved", LIMIT, || {
+        let status = scene.ask("status");
+        (status["moved"] == connections && status["waiting"] == 1).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}\n{}", scene.ask("status"), scene.log()));
+    whole(&straggler.stop().unwrap(), 1);
+    let closed = Instant::now();
+    wait_for("the agent to settle", LIMIT, || (scene.ask("status")["state"] == "idle").then_some(())).unwrap();
+    let settled = closed.elapsed();
+    println!(
+        "{connections} connections and a straggler: \"lsm-guest forecast\" {:.0} ms, \"ss -tiM\" {:.0} ms, {:.2} times as long; \
+         settled {:.0} ms after the straggler had closed",
+        foreseen.as_secs_f64() * 1e3,
+        listed.as_secs_f64() * 1e3,
+        foreseen.as_secs_f64() / listed.as_secs_f64(),
+        settled.as_secs_f64() * 1e3,
+    );
+    whole(&idle.stop().unwrap(), usize::from(connections));
+}
+
+#[test]
+fn a_straggler_beside_a_hundred_connections() {
+    waits(100);
+}
+
+#[test]
+fn a_straggler_beside_ten_thousand_connections() {
+    waits(10_000);
 }
