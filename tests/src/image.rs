@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Modules that a VM loads, with what they need, in this order. What a kernel has built in is passed over.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_console",
     "virtio_net",
@@ -28,6 +28,7 @@ const MODULES: [&str; 9] = [
     "udp_diag",
     "mptcp_diag",
     "af_packet_diag",
+    "nf_tables",
 ];
 
 /// Programs of the machine that go into the VM as they are, with their libraries. dash and not busybox's shell, which
@@ -49,6 +50,8 @@ pub struct ImageBuilder {
     series: String,
     modules: Vec<String>,
     files: Vec<(String, u32, Vec<u8>)>,
+    /// Programs of the machine's beside [`PROGRAMS`].
+    installed: Vec<String>,
     services: Vec<(String, String)>,
     units: Vec<(String, String)>,
     distribution: Option<Owner>,
@@ -77,8 +80,8 @@ impl ImageBuilder {
     #[must_use]
     pub fn new(series: &str) -> ImageBuilder {
         let modules = MODULES.map(String::from).to_vec();
-        let (files, services, units) = (Vec::new(), Vec::new(), Vec::new());
-        ImageBuilder { series: series.into(), modules, files, services, units, distribution: None }
+        let (files, installed, services, units) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        ImageBuilder { series: series.into(), modules, files, installed, services, units, distribution: None }
     }
 
     /// Has the VM go over to a whole distribution, whose network cards are `owner`'s. Files and programs are put onto that.
@@ -104,6 +107,13 @@ impl ImageBuilder {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let contents = fs::read(program).during(|| format!("read {}", program.display()))?;
         Ok(self.file(&format!("/bin/{name}"), 0o755, contents))
+    }
+
+    /// Adds a program as this machine has it installed, with its libraries, at the same place.
+    #[must_use]
+    pub fn installed(mut self, program: &str) -> ImageBuilder {
+        self.installed.push(program.into());
+        self
     }
 
     /// Has the VM start a command when its network is up. What it prints is in `/var/log/NAME.log` there.
@@ -150,7 +160,7 @@ impl ImageBuilder {
         self.files.push(("/etc/group".into(), 0o644, "root:x:0:\n".into()));
 
         let mut hasher = DefaultHasher::new();
-        (&release, &self.modules, &self.files, include_str!("image.rs")).hash(&mut hasher);
+        (&release, &self.modules, &self.files, &self.installed, include_str!("image.rs")).hash(&mut hasher);
         let images = package().join("cache/images");
         let initramfs = images.join(format!("{}-{:016x}", self.series, hasher.finish()));
         if !initramfs.exists() {
@@ -207,7 +217,9 @@ impl ImageBuilder {
 
     fn add_programs(&mut self) -> Result<()> {
         let mut libraries = BTreeSet::new();
-        for (from, to) in PROGRAMS {
+        let installed = std::mem::take(&mut self.installed);
+        let installed = installed.iter().map(|path| (path.as_str(), path.as_str()));
+        for (from, to) in PROGRAMS.into_iter().chain(installed) {
             let contents = fs::read(from).during(|| format!("read {from}"))?;
             self.files.push((to.into(), 0o755, contents));
             let listed = run(Command::new("ldd").arg(from))?;

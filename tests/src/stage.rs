@@ -51,6 +51,8 @@ pub struct StageOptions {
     pub channel: Channel,
     /// Programs of the lab's that the VM has too.
     pub programs: Vec<String>,
+    /// Programs that are installed here and that it has too, with their libraries.
+    pub installed: Vec<String>,
     /// More modules for its kernel.
     pub modules: Vec<String>,
     /// More devices, as XML.
@@ -75,6 +77,7 @@ impl Default for StageOptions {
             memory_mib: 256,
             channel: Channel::Serial,
             programs: Vec::new(),
+            installed: Vec::new(),
             modules: Vec::new(),
             devices: String::new(),
             distribution: None,
@@ -180,6 +183,9 @@ impl Stage {
         }
         for module in &options.modules {
             image = image.module(module);
+        }
+        for program in &options.installed {
+            image = image.installed(program);
         }
         for name in &options.programs {
             image = image.program(&static_program("lsm-tests", name)?)?;
