@@ -10,6 +10,8 @@ pub(crate) use chart::{escape, number, step};
 pub use html::{Curves, Mark, html};
 pub use table::{comparison, table};
 
+/// A step: the guest changes the priority of its paths.
+pub const FLIP: &str = "the agent's flip";
 /// Steps: the last data before the longest gap of all connections, and the first after it.
 pub const GAP_BEGINS: &str = "the longest gap begins";
 pub const GAP_ENDS: &str = "the longest gap ends";
@@ -94,6 +96,11 @@ impl MoveReport {
     /// From RESUME to the first frame that the guest itself sent: before it, no agent could have done anything.
     pub fn awake_ms(&self) -> Option<f64> {
         self.between_ms("arrived", "first frame of the VM")
+    }
+
+    /// From RESUME to the agent's flip; negative where it was told to flip before the VM stopped.
+    pub fn flip_ms(&self) -> Option<f64> {
+        self.between_ms("arrived", FLIP)
     }
 
     /// From STOP to the last data before the longest gap: what was under way then still arrives.

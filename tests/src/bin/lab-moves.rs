@@ -58,7 +58,7 @@ fn go(arguments: &Arguments) -> Result<()> {
     let policy = format!("switch = \"{}\"\n", arguments.switch);
     let options = StageOptions { kernel: arguments.kernel.clone(), policy, topology, ..StageOptions::default() };
     let stage = Stage::set(&options, |what| println!("{what}"))?;
-    let mut connections = Connections::open(&stage, 1)?;
+    let mut connections = Connections::open(&stage, 0)?;
     for number in 1..=arguments.moves {
         let begun = Instant::now();
         let to = stage.sites[number % 2].name();

@@ -4,12 +4,12 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, thread, time::Duration};
 
 use super::{Live, Play, SETTLE, lab, timeline};
 use crate::{
-    capture::{Capture, Frame, Mac, Packet, Recording, Scope},
+    capture::{Capture, Frame, Mac, Packet, Recording, Scope, Subtype},
     measure::{
         Flow, Move, Tap, Window, datagram_gap, datagram_loss, joins, longest_gap_of_all, lost_frames, milliseconds,
         on_direct, rtt_median_ms, rtt_series, throughput, to_client, to_vm, usage,
     },
-    report::{ArrivalToDirect, Connections, Curves, GAP_BEGINS, GAP_ENDS, Legacy, Mark, MoveReport, Step},
+    report::{ArrivalToDirect, Connections, Curves, FLIP, GAP_BEGINS, GAP_ENDS, Legacy, Mark, MoveReport, Step},
     shell::{LabError, Result},
     site::Site,
     topology::{CLIENT, CLIENT_INTERFACE},
@@ -225,6 +225,7 @@ impl Watched<'_, '_> {
             ("paused", self.stopped),
             ("arrived", Some(self.resumed)),
             ("first frame of the VM", self.first_frame()),
+            (FLIP, self.flip()),
             ("switched", first_on_new),
             ("virsh done", Some(self.migrated)),
             ("settled", self.settled),
@@ -270,7 +271,7 @@ impl Watched<'_, '_> {
                 .filter(|step| {
                     !matches!(
                         step.name.as_str(),
-                        "migrate" | "first frame of the VM" | "virsh done" | GAP_BEGINS | GAP_ENDS
+                        "migrate" | "first frame of the VM" | FLIP | "virsh done" | GAP_BEGINS | GAP_ENDS
                     )
                 })
                 .map(|Step { name, at_ms }| Mark { name, at_ms })
@@ -325,6 +326,21 @@ impl Watched<'_, '_> {
             !frame.outgoing && frame.at >= self.resumed && !by_qemu
         });
         own.map(|frame| frame.at).min()
+    }
+
+    /// The first frame that only the agent can have caused: a change of a path's priority. After an arrival that it was not
+    /// told of before, this is the first that is seen of it at all.
+    fn flip(&self) -> Option<Nanos> {
+        let at = |recording: &Recording, taps: &HashMap<Mac, String>| {
+            let frames = taps.values().flat_map(|tap| recording.on(tap));
+            let own = frames.filter(|frame| {
+                let flip = matches!(&frame.packet, Packet::Tcp(segment) if segment.mptcp.has(Subtype::Priority));
+                !frame.outgoing && frame.at >= self.started && flip
+            });
+            own.map(|frame| frame.at).min()
+        };
+        let at_source = at(&self.recordings.from, &self.taps_from);
+        at_source.into_iter().chain(at(&self.recordings.to, &self.taps_to)).min()
     }
 
     /// The MAC of the vNIC in the LAN that the VM came to: the one whose tap is in that LAN's bridge.

@@ -53,6 +53,7 @@ pub(super) fn rows(moves: &[MoveReport]) -> Vec<(&'static str, String)> {
         ("arrival to direct path, to the client", times(|report| report.arrival_to_direct_ms.to_client)),
         ("arrival to direct path, to the VM", times(|report| report.arrival_to_direct_ms.to_vm)),
         ("arrival to the VM's first frame", times(MoveReport::awake_ms)),
+        ("arrival to the agent's flip", times(MoveReport::flip_ms)),
         ("longest gap minus pause", times(MoveReport::gap_minus_pause_ms)),
         ("its end after the arrival", times(MoveReport::all_again_ms)),
         ("its beginning after the stop", times(MoveReport::in_flight_ms)),
