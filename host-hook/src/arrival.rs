@@ -29,6 +29,7 @@ use crate::{
     replay::{Outlet, Recorder},
     report::Account,
     story,
+    stream::{Passage, Role},
     tunnel::{
         self, TunnelError,
         full_frames::{self, End},
@@ -100,6 +101,8 @@ pub struct Arrival {
     /// The advance tunnel's removal.
     parting: clock::Later,
     foresight: Foresight,
+    /// Until the copy is over.
+    stream: Option<Passage>,
 }
 
 impl Arrival {
@@ -115,6 +118,7 @@ impl Arrival {
             facts: mpsc::unbounded_channel(),
             parting: clock::Later::default(),
             foresight: Foresight::default(),
+            stream: None,
         }
     }
 
@@ -127,6 +131,9 @@ impl Arrival {
     ) {
         let Some(offer) = self.saved.machine.offer().cloned() else { return };
         self.save(&offer); // before anybody hears of it: who restarts must know of what was promised
+        if self.copies() {
+            self.stream = self.host.streams.enter(Role::Destination).await;
+        }
         let events = self.carry_out(first, &offer).await;
         self.feed(events, &offer).await;
         if let Some(vm) = self.saved.vm.clone() {
@@ -238,10 +245,23 @@ impl Arrival {
                 }
             }
             events.extend(self.carry_out(orders, offer).await);
+            if !self.copies()
+                && let Some(stream) = self.stream.take()
+            {
+                self.saved.account.stream = stream.carried();
+            }
             if was != name {
                 self.save(offer);
             }
         }
+    }
+
+    /// Whether libvirt copies the VM, or may yet.
+    fn copies(&self) -> bool {
+        matches!(
+            self.saved.machine,
+            Destination::Building { .. } | Destination::Waiting { .. } | Destination::Incoming { .. }
+        )
     }
 
     async fn carry_out(&mut self, orders: Vec<Order>, offer: &Offer) -> Vec<Event> {

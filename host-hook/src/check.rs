@@ -5,6 +5,7 @@ mod hook;
 mod network;
 mod nwfilter;
 mod peers;
+mod stream;
 mod vm;
 
 use std::path::Path;
@@ -34,6 +35,7 @@ pub fn host(config: &Path, vm: Option<&str>) -> Vec<Finding> {
     if let Some(config) = &loaded {
         findings.extend(network::lans(config, Path::new("/sys/class/net")));
         findings.extend(network::tunnels(config));
+        findings.extend(stream::stream(&config.stream, Path::new("/proc")));
         findings.extend(peers::certificates(config));
         findings.extend(peers::reachable(config));
     }

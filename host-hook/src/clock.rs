@@ -22,7 +22,7 @@ pub async fn sleep_until(deadline: Option<Deadline>) {
 /// So long after a VM woke up, nothing is changed on this host that can wait. Each change of network devices holds the
 /// kernel's one lock over all of them, which QEMU needs too as it starts the VM's taps: with a tunnel taken down at the
 /// arrival, the VM's CPUs stood still for 14 ms more.
-const WAKING: Duration = Duration::from_millis(500);
+pub const WAKING: Duration = Duration::from_millis(500);
 
 /// Work that waits until a VM has woken up.
 #[derive(Default)]

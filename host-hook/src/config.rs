@@ -42,6 +42,8 @@ pub struct Config {
     pub keys: PathBuf,
     /// What the operator prefers where more than one thing would be right.
     pub policy: Policy,
+    /// This host's addresses that a migration's own stream may take. No two are the same.
+    pub stream: Vec<IpAddr>,
     /// How long each script of `moved.d` may run.
     pub script_deadline: Duration,
     /// Where the reports of moves go.

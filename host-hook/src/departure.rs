@@ -26,6 +26,7 @@ use crate::{
     replay::{Outlet, Recorder},
     report::Account,
     story,
+    stream::{Passage, Role},
     tunnel::{
         self, TunnelError,
         full_frames::{Answering, End},
@@ -76,6 +77,8 @@ pub struct Departure {
     /// The advance tunnel's removal.
     parting: clock::Later,
     foresight: Foresight,
+    /// Until the copy is over.
+    stream: Option<Passage>,
     /// An earlier service may have diverted the VM's frames and died before it wrote that down.
     in_doubt: bool,
 }
@@ -102,6 +105,7 @@ impl Departure {
             answering: Vec::new(),
             parting: clock::Later::default(),
             foresight: Foresight::default(),
+            stream: None,
             in_doubt,
         }
     }
@@ -110,6 +114,9 @@ impl Departure {
     pub async fn run(mut self, first: Vec<Order>, mut inbox: mpsc::UnboundedReceiver<News>) {
         let Some(offer) = self.saved.machine.offer().cloned() else { return };
         self.save(&offer); // before anybody hears of it: who restarts must know of what was promised
+        if self.copies() {
+            self.stream = self.host.streams.enter(Role::Source).await;
+        }
         let events = self.carry_out(first, &offer).await;
         self.feed(events, &offer).await;
         while self.saved.machine != Source::Gone {
@@ -202,10 +209,23 @@ impl Departure {
                 tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, from = was, to = name, why, awaiting, "state at the source");
             }
             events.extend(self.carry_out(orders, offer).await);
+            if !self.copies()
+                && let Some(stream) = self.stream.take()
+            {
+                self.saved.account.stream = stream.carried();
+            }
             if was != name {
                 self.save(offer);
             }
         }
+    }
+
+    /// Whether libvirt copies the VM, or may yet.
+    fn copies(&self) -> bool {
+        matches!(
+            self.saved.machine,
+            Source::Building(_) | Source::Preparing(_) | Source::Copying(_) | Source::Stopped(_)
+        )
     }
 
     async fn carry_out(&mut self, orders: Vec<Order>, offer: &Offer) -> Vec<Event> {

@@ -12,6 +12,7 @@ use crate::{
     peer::Identity,
     report::Reports,
     story,
+    stream::Streams,
     tunnel::{TunnelSpec, Tunnels, path_mtu},
 };
 
@@ -32,6 +33,8 @@ pub struct Host {
     pub inventory: RefCell<Inventory>,
     pub moves: Rc<Moves>,
     pub reports: Rc<Reports>,
+    /// Of migrations themselves: memory and disks.
+    pub streams: Rc<Streams>,
     /// State files of migrations.
     pub state: PathBuf,
 }

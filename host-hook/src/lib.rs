@@ -32,6 +32,7 @@ pub mod replay;
 pub mod report;
 pub mod service;
 pub mod status;
+pub mod stream;
 pub mod tunnel;
 
 /// An error with its causes, in one line.

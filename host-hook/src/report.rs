@@ -22,6 +22,7 @@ use crate::{
     libvirt::{Completed, Jobs, Place},
     random::random,
     story,
+    stream::Carried,
 };
 
 /// Past migrations that are kept: 60 KiB each at most.
@@ -53,6 +54,9 @@ pub struct Report {
     pub frames_replayed: u64,
     /// The copy and the pause, as libvirt on the destination tells it.
     pub copy: Option<Completed>,
+    /// What each of `[stream] paths` carried meanwhile.
+    #[serde(default)]
+    pub stream: Vec<Carried>,
     /// What became of the scripts in moved.d.
     pub scripts: Option<Vec<Ran>>,
     pub guest: Option<report::Report>,
@@ -75,6 +79,8 @@ pub struct Account {
     pub ended: Option<report::Ended>,
     pub why: Option<String>,
     pub frames_replayed: u64,
+    #[serde(default)]
+    pub stream: Vec<Carried>,
     guest: Option<Box<report::Report>>,
 }
 
@@ -105,6 +111,7 @@ impl Account {
             round_trip_ms: None,
             frames_replayed: self.frames_replayed,
             copy: None,
+            stream: self.stream,
             scripts: None,
             guest: self.guest.map(|guest| *guest),
         }
@@ -206,6 +213,10 @@ impl fmt::Display for Report {
         if let Some(Completed { took_ms, pause_ms, bytes }) = self.copy {
             let mib = bytes / (1 << 20);
             writeln!(f, "  libvirt: the VM stood for {pause_ms} ms; {mib} MiB were sent in {took_ms} ms")?;
+        }
+        for Carried { path, card, sent, received } in &self.stream {
+            let mib = |bytes: &u64| bytes / (1 << 20);
+            writeln!(f, "  path {path} ({card}): {} MiB sent, {} MiB received", mib(sent), mib(received))?;
         }
         if self.frames_replayed > 0 {
             writeln!(f, "  {} frames were sent again after the stop", self.frames_replayed)?;

@@ -43,6 +43,7 @@ use crate::{
     report::{Account, Report, Reports},
     status::{Crossed, Status},
     story,
+    stream::Streams,
     tunnel::Tunnels,
 };
 
@@ -89,6 +90,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         inventory: Inventory::open(directory).map_err(unusable)?.into(),
         moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
         reports: Rc::new(Reports::open(&config.reports)),
+        streams: Streams::new(&config.stream, directory),
         state: directory.join("migrations"),
         config,
     });
@@ -557,6 +559,9 @@ impl Service {
             }
         }
         self.host.inventory.borrow_mut().release_all_but(&moving);
+        if moving.is_empty() {
+            self.host.streams.tidy().await;
+        }
         let ours = self.host.tunnels.list_ours().await.unwrap_or_else(|error| {
             tracing::warn!(error = story(&error), "cannot look for what an earlier run left");
             Vec::new()

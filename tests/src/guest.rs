@@ -201,6 +201,27 @@ impl Guest {
         places.collect::<Vec<_>>().join("\n")
     }
 
+    /// What the agent in it says and where it is in the kernel, the connections as the kernel has them, and the kernel's own
+    /// last words: for a VM that lives and an agent that does not go on.
+    #[must_use]
+    pub fn agent(&self) -> String {
+        // Each beside the others: one that hangs in the kernel holds up none.
+        const LOOK: [&str; 8] = [
+            "tail -40 /var/log/lsm-guest.log",
+            "for p in $(pidof lsm-guest); do cd /proc/$p; grep -E 'State|Pid|ctxt' status; cat wchan syscall stack; ls -l fd; done",
+            "ps -o pid,stat,time,args",
+            "echo w > /proc/sysrq-trigger; echo t > /proc/sysrq-trigger; dmesg | tail -400",
+            "lsm-guest status",
+            "ip mptcp endpoint",
+            "ip rule; ip route show table all",
+            "ss -Mtnai",
+        ];
+        let begin = |(number, look): (usize, &str)| format!("({look}) >/tmp/look.{number} 2>&1 &");
+        let look: String = LOOK.into_iter().enumerate().map(begin).collect();
+        let look = format!("{look} sleep 5; for look in /tmp/look.?; do echo \"$look\"; cat $look; done");
+        self.exec(&look).map_or_else(|error| crate::shell::chain(&error), |outcome| outcome.stdout + &outcome.stderr)
+    }
+
     /// Whether the guest kernel itself has failed. Emulation can do that; it is not a connection that LSM lost.
     #[must_use]
     pub fn kernel_died(&self) -> bool {

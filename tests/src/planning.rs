@@ -32,7 +32,7 @@ pub struct Compared {
 }
 
 /// The program that loads the VM.
-const WRITER: &str = "lab-writer";
+pub(crate) const WRITER: &str = "lab-writer";
 /// No move of these is to take longer.
 const LIMIT: Duration = Duration::from_secs(120);
 

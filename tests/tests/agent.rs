@@ -26,7 +26,7 @@ fn told<T>(stage: &Stage, case: &str, result: Result<T>) -> T {
     result.unwrap_or_else(|error| {
         let logs = ["montreal", "dallas"].map(|site| stage.log(site)).join("\n----\n");
         let places = stage.guest.processors();
-        let agent = stage.guest.must("cat /var/log/lsm-guest.log; for p in $(pidof lsm-guest); do cat /proc/$p/wchan /proc/$p/stack /proc/$p/status; done; ss -Mtnai; ip mptcp endpoint; timeout 5 lsm-guest status").unwrap_or_else(|error| chain(&error));
+        let agent = stage.guest.agent();
         panic!("{case}: {}\n{logs}\n----\n{places}\n----\n{agent}", chain(&error))
     })
 }

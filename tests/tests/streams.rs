@@ -1,5 +1,5 @@
-//! The migration's own stream over two paths between the hosts: libvirt and its QEMUs under `mptcpize`, the path manager
-//! set as `docs/operations.md` says.
+//! The migration's own stream over two paths between the hosts: libvirt and its QEMUs under `mptcpize`, the paths in
+//! `host.toml`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -15,5 +15,6 @@ fn memory_takes_both_paths() {
     let both = streams::both(100).unwrap();
     eprintln!("{both:?}");
     assert!(both.one.bytes[1] < 1 << 20, "plain TCP on two paths: {both:?}");
+    assert!(both.reported.iter().all(|bytes| *bytes > MUCH), "the report says otherwise: {both:?}");
     assert!(both.two.bytes.iter().all(|bytes| *bytes > MUCH), "one path carried nearly all: {both:?}");
 }

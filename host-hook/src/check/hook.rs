@@ -78,20 +78,27 @@ fn noticed(all: &[PathBuf], script: &Path, ours: &Path, proc: &Path) -> Finding 
     }
 }
 
+/// Which of libvirt's daemons runs, and its directory in /proc.
+pub(super) fn daemon(proc: &Path) -> Option<(String, PathBuf)> {
+    daemons(proc).next()
+}
+
+fn daemons(proc: &Path) -> impl Iterator<Item = (String, PathBuf)> {
+    fs::read_dir(proc).into_iter().flatten().flatten().filter_map(|process| {
+        let name = fs::read_to_string(process.path().join("comm")).ok()?.trim().to_owned();
+        matches!(name.as_str(), "libvirtd" | "virtqemud").then(|| (name, process.path()))
+    })
+}
+
 /// Which of libvirt's daemons runs, and since when, in seconds since 1970.
 fn started(proc: &Path) -> Option<(String, i64)> {
     let boot: i64 = fs::read_to_string(proc.join("stat"))
         .ok()?
         .lines()
         .find_map(|line| line.strip_prefix("btime ")?.parse().ok())?;
-    let processes = fs::read_dir(proc).ok()?.flatten();
-    processes
-        .filter_map(|process| {
-            let name = fs::read_to_string(process.path().join("comm")).ok()?.trim().to_owned();
-            if !matches!(name.as_str(), "libvirtd" | "virtqemud") {
-                return None;
-            }
-            let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+    daemons(proc)
+        .filter_map(|(name, process)| {
+            let stat = fs::read_to_string(process.join("stat")).ok()?;
             // The 22nd field, counted from the end of the name, in hundredths (proc_pid_stat(5)). Rounded up: a hook
             // made in the same second is taken for older.
             let ticks: i64 = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;

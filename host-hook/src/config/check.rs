@@ -12,6 +12,7 @@ use super::{
     Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_TUNNEL_PORT, Drain, Peer, Policy, Tls, Underlay, Wrong,
     file::{self, File, Text},
 };
+use crate::stream::MOST_PATHS;
 
 type Checked<T> = Result<T, Wrong>;
 
@@ -40,6 +41,7 @@ pub(super) fn config(file: File) -> Checked<Config> {
     let lans = lan::lans(&file.lan)?;
     let peers = peers(&file.peer, &name, tunnel.is_some())?;
     let policy = policy(&file.policy)?;
+    let stream = stream(&file.stream)?;
     let script_deadline = match &file.scripts.deadline_s {
         Some(s) => lsm_scripts::deadline(*s.get_ref()).or_else(|what| wrong(s.span(), what))?,
         None => lsm_scripts::DEADLINE,
@@ -52,7 +54,7 @@ pub(super) fn config(file: File) -> Checked<Config> {
         }
         None => Places::default(),
     };
-    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, keys, policy, script_deadline, reports })
+    Ok(Config { name, listen, tunnel, tls: tls(file.tls), lans, peers, keys, policy, stream, script_deadline, reports })
 }
 
 fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {
@@ -76,6 +78,24 @@ fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {
         },
     };
     Ok(Some(Underlay { address, port, mtu }))
+}
+
+fn stream(stream: &file::Stream) -> Checked<Vec<IpAddr>> {
+    let mut paths = Vec::new();
+    for written in &stream.paths {
+        let path = text(written, address_of)?;
+        if path.is_unspecified() || path.is_multicast() || path.is_loopback() {
+            return wrong(written.span(), format!("{path} cannot be a path to another host; give an address of a card"));
+        }
+        if paths.contains(&path) {
+            return wrong(written.span(), format!("{path} is twice in paths; each path is an address of its own"));
+        }
+        if paths.len() == MOST_PATHS {
+            return wrong(written.span(), format!("the kernel uses {MOST_PATHS} paths at most; leave some out"));
+        }
+        paths.push(path);
+    }
+    Ok(paths)
 }
 
 fn tls(tls: file::Tls) -> Tls {

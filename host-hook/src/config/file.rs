@@ -26,6 +26,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) policy: Policy,
     #[serde(default)]
+    pub(super) stream: Stream,
+    #[serde(default)]
     pub(super) scripts: Scripts,
     pub(super) reports: Option<Spanned<lsm_records::places::Places>>,
 }
@@ -82,6 +84,13 @@ pub(super) struct Policy {
     pub(super) drain: Option<Text>,
     pub(super) min_survival: Option<Spanned<Value>>,
     pub(super) lease_s: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stream {
+    #[serde(default)]
+    pub(super) paths: Vec<Text>,
 }
 
 #[derive(Default, Deserialize)]

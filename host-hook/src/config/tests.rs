@@ -39,9 +39,10 @@ fn the_shipped_file_shows_the_defaults_and_nothing_else() {
     let shown = Config::parse(&uncommented()).unwrap();
     let mut told = Config::parse(GOOD).unwrap();
     told.name = shown.name.clone();
+    told.stream = ["192.0.2.1", "198.51.100.1"].map(|path| path.parse().unwrap()).to_vec();
     assert_eq!(shown, told);
     // Every key of the file's structs is shown: an unknown key's error lists what there is.
-    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy", "scripts", "reports"] {
+    for section in ["", "peer_channel", "tunnel", "tls", "lan.x", "peer.x", "policy", "stream", "scripts", "reports"] {
         let header = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let known = Config::parse(&format!("{header}zzz = 1")).unwrap_err().what;
         for key in known.split('`').skip(3).step_by(2) {
@@ -194,7 +195,7 @@ fn errors_say_where_and_what_to_do() {
             "name = \"montreal\"",
             "nmae = \"montreal\"",
             concat!(
-                "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `scripts`, `reports`",
+                "2:1: unknown field `nmae`, expected one of `name`, `peer_channel`, `tunnel`, `tls`, `lan`, `peer`, `policy`, `stream`, `scripts`, `reports`",
                 "; lsm-hook ",
                 env!("CARGO_PKG_VERSION"),
                 " has no such key: is the file of another version?"
@@ -415,4 +416,14 @@ fn the_files_name_is_in_every_error() {
     let said = Config::load(&path).unwrap_err().to_string();
     fs::remove_file(&path).unwrap();
     assert!(said.starts_with(&format!("{}:2:3: unknown field `x`", path.display())), "{said}");
+}
+
+#[test]
+fn a_path_of_the_stream_is_an_address_of_its_own() {
+    let wrong = |paths: &str| Config::parse(&format!("[stream]\npaths = [{paths}]\n")).unwrap_err().what;
+    assert!(wrong("\"192.0.2.1\", \"192.0.2.1\"").contains("192.0.2.1 is twice in paths"));
+    assert!(wrong("\"127.0.0.1\"").contains("cannot be a path"));
+    assert!(wrong("\"eth1\"").contains("eth1"));
+    let many = (1..=9).map(|last| format!("\"192.0.2.{last}\"")).collect::<Vec<_>>().join(", ");
+    assert!(wrong(&many).contains("8 paths at most"));
 }

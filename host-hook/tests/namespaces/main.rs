@@ -10,6 +10,7 @@ mod full_frames;
 mod hearing;
 mod host;
 mod replaying;
+mod streaming;
 mod tap;
 mod trying;
 mod tunnelling;

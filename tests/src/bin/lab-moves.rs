@@ -69,9 +69,7 @@ fn go(arguments: &Arguments) -> Result<()> {
             for site in &stage.sites {
                 println!("[{}]\n{}", site.name(), last(&stage.log(site.name()), 40));
             }
-            if let Ok(agent) = stage.guest.exec("tail -40 /var/log/lsm-guest.log") {
-                println!("its agent:\n{}", agent.stdout);
-            }
+            println!("its agent:\n{}", stage.guest.agent());
             return Err(LabError::Other(format!("move {number}, to {to}: {}", chain(&error))));
         }
         let clocks = stage.guest.exec(CLOCKS).map(|outcome| outcome.stdout.trim().replace('\n', "; "));
