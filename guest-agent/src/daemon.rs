@@ -5,6 +5,7 @@ mod background;
 mod log;
 mod obtaining;
 mod orders;
+mod release;
 mod reports;
 mod telling;
 
@@ -22,7 +23,7 @@ use lsm_protocol::{
 };
 use tokio::sync::{Notify, broadcast, mpsc};
 
-use self::{obtaining::Progress, reports::Reports};
+use self::{obtaining::Progress, release::Release, reports::Reports};
 use crate::{
     bus::{self, Bus},
     callers::Callers,
@@ -83,6 +84,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         obtaining: None,
         progress: progress_in,
         farewell_said: None,
+        release: Release::new(),
     };
     daemon.set_up()?;
     tokio::task::spawn_local(changes::watch_subflows(Events::open()?, facts_in, failures_in, daemon.counting.clone()));
@@ -114,6 +116,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             Some(one) = told.recv() => daemon.told(one),
             () = routes_changed.notified() => daemon.repair_routes(),
             Some(one) = progress.recv() => daemon.hear_of(one).await,
+            () = daemon.release.due() => daemon.release_old().await,
             () = obtaining::sleep_until(extension), if extension.is_some() => daemon.extend(),
             () = tokio::time::sleep(sleep), if deadline.is_some() => {
                 if let Some(d) = deadline {
@@ -180,6 +183,7 @@ struct Daemon {
     progress: mpsc::UnboundedSender<Progress>,
     /// The old addresses, withdrawn, are needed until then.
     farewell_said: Option<tokio::time::Instant>,
+    release: Release,
 }
 
 impl Daemon {

@@ -56,6 +56,23 @@ impl Daemon {
         }
     }
 
+    /// What [`super::release`] has put off.
+    pub(super) async fn release_old(&mut self) {
+        self.release.done();
+        let event = self.do_step(Step::ReleaseOld).await;
+        self.feed(event).await;
+    }
+
+    async fn do_step(&mut self, step: Step) -> Event {
+        match self.perform(step).await {
+            Ok(()) => Event::Done(step),
+            Err(why) => {
+                tracing::warn!(?step, %why, "a step failed");
+                Event::Failed(step, why)
+            }
+        }
+    }
+
     async fn carry_out(&mut self, order: Order) -> Option<Event> {
         match order {
             Order::Do(step) => {
@@ -66,14 +83,10 @@ impl Daemon {
                     self.probe_gateway();
                     return None;
                 }
-                let done = self.perform(step).await;
-                if let Err(why) = &done {
-                    tracing::warn!(?step, %why, "a step failed");
+                if step == Step::ReleaseOld && self.release.put_off() {
+                    return None;
                 }
-                Some(match done {
-                    Ok(()) => Event::Done(step),
-                    Err(why) => Event::Failed(step, why),
-                })
+                Some(self.do_step(step).await)
             }
             Order::Count => {
                 let paths = self.record.paths?;
@@ -137,6 +150,7 @@ impl Daemon {
             Step::Invite => invitation::invite(kernel, record),
             Step::Prefer(side) => endpoints::prefer(kernel, record, side),
             Step::TakeOver => {
+                self.release.arrived();
                 self.announce_again_later();
                 path::take_over(&mut self.kernel, &mut self.record)
             }

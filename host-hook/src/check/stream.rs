@@ -22,7 +22,11 @@ pub(super) fn stream(paths: &[IpAddr], proc: &Path) -> Vec<Finding> {
     if fs::read_to_string(proc.join("sys/net/mptcp/enabled")).is_ok_and(|enabled| enabled.trim() == "1") {
         findings.extend(wrapped(proc));
     } else {
-        findings.push(Finding::bad("stream", "this host's kernel speaks no Multipath TCP", "sysctl net.mptcp.enabled=1"));
+        findings.push(Finding::bad(
+            "stream",
+            "this host's kernel speaks no Multipath TCP",
+            "sysctl net.mptcp.enabled=1",
+        ));
     }
     findings
 }
@@ -41,9 +45,10 @@ fn has(path: IpAddr) -> Finding {
 fn wrapped(proc: &Path) -> Option<Finding> {
     let (daemon, process) = hook::daemon(proc)?;
     let loads = fs::read(process.join("environ")).is_ok_and(|environment| {
-        environment.split(|byte| *byte == 0).map(String::from_utf8_lossy).any(|one| {
-            one.strip_prefix("LD_PRELOAD=").is_some_and(|preload| preload.contains(WRAPPER))
-        })
+        environment
+            .split(|byte| *byte == 0)
+            .map(String::from_utf8_lossy)
+            .any(|one| one.strip_prefix("LD_PRELOAD=").is_some_and(|preload| preload.contains(WRAPPER)))
     });
     Some(if loads {
         Finding::good("stream", format!("{daemon} and its QEMUs speak Multipath TCP (mptcpize)"))

@@ -85,7 +85,10 @@ fn stream(stream: &file::Stream) -> Checked<Vec<IpAddr>> {
     for written in &stream.paths {
         let path = text(written, address_of)?;
         if path.is_unspecified() || path.is_multicast() || path.is_loopback() {
-            return wrong(written.span(), format!("{path} cannot be a path to another host; give an address of a card"));
+            return wrong(
+                written.span(),
+                format!("{path} cannot be a path to another host; give an address of a card"),
+            );
         }
         if paths.contains(&path) {
             return wrong(written.span(), format!("{path} is twice in paths; each path is an address of its own"));

@@ -49,7 +49,8 @@ mod tests {
     #[test]
     fn a_path_that_came_later_or_changed_its_card_is_not_counted() {
         let before = [carried("192.0.2.1", "eth0", 5), carried("192.0.2.2", "eth1", 5)];
-        let now = vec![carried("192.0.2.1", "eth0", 8), carried("192.0.2.2", "eth2", 9), carried("192.0.2.3", "eth3", 9)];
+        let now =
+            vec![carried("192.0.2.1", "eth0", 8), carried("192.0.2.2", "eth2", 9), carried("192.0.2.3", "eth3", 9)];
         assert_eq!(since(&before, now), [carried("192.0.2.1", "eth0", 3)]);
     }
 
