@@ -36,8 +36,21 @@ impl Scene {
         Scene { stage, connections, before }
     }
 
-    /// The migration is refused in these words; the VM runs on where it was, and nothing is left of the attempt.
+    /// The migration is refused in these words, and there is a report of it; the VM runs on where it was, and nothing else
+    /// is left of the attempt.
     fn refused(&mut self, case: &str, words: &[&str]) {
+        let before = self.stage.history("dallas").unwrap().len();
+        self.refused_unreported(case, words);
+        let told = self.stage.history("dallas").unwrap();
+        assert_eq!(told.len(), before + 1, "{case}: {told:#?}");
+        let last = told.last().unwrap();
+        assert_eq!((&last["vm"], &last["outcome"]), (&"vm".into(), &"refused".into()), "{case}: {last:#}");
+        let why = last["why"].as_str().unwrap();
+        assert!(words.iter().all(|word| why.contains(word)), "{case}: not all of {words:?} in: {last:#}");
+    }
+
+    /// The same, where nobody is there to report it.
+    fn refused_unreported(&mut self, case: &str, words: &[&str]) {
         eprintln!("-- {case}");
         let said = chain(&self.stage.migrate("dallas").expect_err(case));
         for word in words {
@@ -96,7 +109,7 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
     scene.stage.restart_service("montreal").unwrap();
 
     scene.stage.stop_service("dallas");
-    scene.refused(
+    scene.refused_unreported(
         "the destination's service is down",
         &["cannot reach the host service", "systemctl start lsm-hook.socket"],
     );
