@@ -81,9 +81,10 @@ pub fn disk() -> Result<PathBuf> {
         .ok_or_else(|| LabError::Other(format!("no disk in {}; run tests/install --tests", directory.display())))
 }
 
-/// Files and links that make a VM of the lab of it. A link's contents are where it leads.
+/// Files and links that make a VM of the lab of it. A link's contents are where it leads. `owner`: none where the disk was
+/// made by somebody else, network and all.
 pub(crate) fn onto(
-    owner: Owner,
+    owner: Option<Owner>,
     services: &[(String, String)],
     units: &[(String, String)],
 ) -> Vec<(String, u32, Vec<u8>)> {
@@ -96,15 +97,17 @@ pub(crate) fn onto(
     }
     let mut wanted = vec!["lab-exec".to_owned()];
     match owner {
-        Owner::Networkd => {
+        Some(Owner::Networkd) => {
             wanted.push("systemd-networkd".into());
             file("/etc/systemd/system/NetworkManager.service", LINK, "/dev/null");
             file("/etc/systemd/network/50-eth0.network", 0o644, NETWORKD);
         }
-        Owner::NetworkManager => {
+        Some(Owner::NetworkManager) => {
             file("/etc/systemd/system/systemd-networkd.service", LINK, "/dev/null");
             file("/etc/NetworkManager/system-connections/eth0.nmconnection", 0o600, NETWORK_MANAGER);
         }
+        // The recipe was given the lab's own root filesystem, which has both.
+        None => file("/etc/systemd/system/NetworkManager.service", LINK, "/dev/null"),
     }
     let unit = |command: &str| {
         format!("[Unit]\nDefaultDependencies=no\n\n[Service]\nExecStart={command}\nStandardOutput=journal+console\n")

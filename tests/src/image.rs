@@ -55,6 +55,7 @@ pub struct ImageBuilder {
     services: Vec<(String, String)>,
     units: Vec<(String, String)>,
     distribution: Option<Owner>,
+    disk: Option<PathBuf>,
 }
 
 /// A kernel and an initramfs, on disk, and perhaps a disk.
@@ -81,7 +82,16 @@ impl ImageBuilder {
     pub fn new(series: &str) -> ImageBuilder {
         let modules = MODULES.map(String::from).to_vec();
         let (files, installed, services, units) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        ImageBuilder { series: series.into(), modules, files, installed, services, units, distribution: None }
+        ImageBuilder {
+            series: series.into(),
+            modules,
+            files,
+            installed,
+            services,
+            units,
+            distribution: None,
+            disk: None,
+        }
     }
 
     /// Has the VM go over to a whole distribution, whose network cards are `owner`'s. Files and programs are put onto that.
@@ -89,6 +99,14 @@ impl ImageBuilder {
     pub fn distribution(mut self, owner: Owner) -> ImageBuilder {
         self.modules.extend(distribution::MODULES.map(String::from));
         self.distribution = Some(owner);
+        self
+    }
+
+    /// The same with a disk that somebody else made, who has said who owns its network cards.
+    #[must_use]
+    pub fn disk(mut self, disk: &Path) -> ImageBuilder {
+        self.modules.extend(distribution::MODULES.map(String::from));
+        self.disk = Some(disk.to_owned());
         self
     }
 
@@ -142,12 +160,15 @@ impl ImageBuilder {
     /// # Errors
     /// `tests/install` has not run, or the lab's first process does not compile.
     pub fn build(mut self) -> Result<Image> {
-        let disk = self.distribution.map(|_| distribution::disk()).transpose()?;
-        if let Some(owner) = self.distribution {
+        let disk = match self.disk.take() {
+            None => self.distribution.map(|_| distribution::disk()).transpose()?,
+            made => made,
+        };
+        if disk.is_some() {
             for (path, ..) in &mut self.files {
                 path.insert_str(0, distribution::ONTO);
             }
-            self.files.extend(distribution::onto(owner, &std::mem::take(&mut self.services), &self.units));
+            self.files.extend(distribution::onto(self.distribution, &std::mem::take(&mut self.services), &self.units));
         }
         let release = release(&self.series)?;
         let dir = package().join("cache/kernels").join(&release);

@@ -60,6 +60,8 @@ pub struct StageOptions {
     /// The VM is a whole distribution, with this owner of its network cards; a DHCP server and a router that advertises
     /// itself are on each LAN then.
     pub distribution: Option<Owner>,
+    /// The same on a disk of its own, with an agent installed and somebody who owns its network cards.
+    pub disk: Option<PathBuf>,
     /// How VMs get their addresses of each LAN, as in host.toml.
     pub addressing: String,
 }
@@ -81,6 +83,7 @@ impl Default for StageOptions {
             modules: Vec::new(),
             devices: String::new(),
             distribution: None,
+            disk: None,
             addressing: "static".into(),
         }
     }
@@ -171,7 +174,8 @@ impl Stage {
         let mut image = ImageBuilder::new(&options.kernel)
             .program(&static_program("lsm-tests", "lsm-traffic")?)?
             .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
-        if options.agent {
+        let whole = options.distribution.is_some() || options.disk.is_some();
+        if options.agent && options.disk.is_none() {
             let agent = static_program("lsm-guest", "lsm-guest")?;
             image = match options.distribution {
                 None => image.program(&agent)?.service("lsm-guest", AGENT),
@@ -180,6 +184,9 @@ impl Stage {
         }
         if let Some(owner) = options.distribution {
             image = image.distribution(owner);
+        }
+        if let Some(disk) = &options.disk {
+            image = image.disk(disk);
         }
         for module in &options.modules {
             image = image.module(module);
@@ -234,7 +241,7 @@ impl Stage {
             Channel::Serial | Channel::Vsock => None,
         };
         let mut lans = Vec::new();
-        if options.distribution.is_some() {
+        if whole {
             let reserved = vec![(domain.mac_a.clone(), 10)];
             for plan in topology.sites() {
                 let lan_options = LanOptions { reserved: reserved.clone(), ..LanOptions::default() };
@@ -246,12 +253,8 @@ impl Stage {
             "grep -qi ':{TCP:04X} ' /proc/net/tcp /proc/net/tcp6{}",
             if options.agent { " && test -S /run/lsm/guest.sock" } else { "" }
         );
-        let up = if options.distribution.is_some() {
-            format!("{up} && ip -4 route show default | grep -q eth0")
-        } else {
-            up
-        };
-        wait_for("the VM's programs", if options.distribution.is_some() { DISTRIBUTION } else { PROGRAMS }, || {
+        let up = if whole { format!("{up} && ip -4 route show default | grep -q eth0") } else { up };
+        wait_for("the VM's programs", if whole { DISTRIBUTION } else { PROGRAMS }, || {
             guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
         })?;
         told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));

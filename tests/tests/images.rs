@@ -1,21 +1,26 @@
-//! VMs' images as the recipes of packaging/images make them.
+//! VMs' images as the recipes of packaging/images make them: right by the agent's own look, booted, and moved.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use lsm_tests::{
+    connections::Connections,
     distribution, needs,
     packages::{Packages, sources},
-    shell::run,
+    shell::{Result, chain, run},
+    stage::{Stage, StageOptions, lacking},
 };
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn lacking_tools() -> bool {
     let tools = needs::missing(&["/usr/bin/dpkg-deb", "/sbin/mke2fs"], "run tests/install --tests");
-    needs::lacking(tools.or_else(|| distribution::disk().err().map(|error| error.to_string())))
+    lacking() || needs::lacking(tools.or_else(|| distribution::disk().err().map(|error| error.to_string())))
 }
 
 /// The recipe's, from the lab's root filesystem instead of what debootstrap would fetch.
@@ -31,16 +36,38 @@ fn debootstrap(packages: &Packages) -> PathBuf {
     image
 }
 
+/// As it was built: agent, units, bus policy and network are the image's.
+fn moves(stage: &Stage) -> Result<()> {
+    let check = stage.guest.must("lsm-guest check")?;
+    eprintln!("{check}");
+    let mut connections = Connections::open(stage, 0)?;
+    stage.migrate("dallas")?;
+    connections.alive()?;
+    stage.agent_is(&["idle"], LIMIT)?;
+    stage.settled(LIMIT)?;
+    connections.alive()?;
+    connections.end()?;
+    stage.guest.must("systemctl is-active lsm-guest && lsm-guest check").map(drop)
+}
+
 #[test]
-fn the_debootstrap_recipe_makes_an_image() {
+fn debootstrap_s_image_boots_and_moves() {
     if lacking_tools() {
         return;
     }
     let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
-    let image = debootstrap(&packages);
-    let inside = run(Command::new("debugfs").args(["-R", "stat /usr/sbin/lsm-guest"]).arg(&image)).unwrap();
-    assert!(inside.contains("Type: regular") && inside.contains("Mode:  0755"), "{inside}");
+    let disk = Some(debootstrap(&packages));
+    let options = StageOptions { disk, memory_mib: 512, policy: POLICY.into(), ..StageOptions::default() };
+    let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
+    if let Err(error) = moves(&stage) {
+        let ask = "journalctl --no-pager -o short-monotonic | tail -100; ip addr; ip rule; lsm-guest check";
+        let guest = stage.guest.exec(ask).map(|outcome| outcome.stdout).unwrap_or_default();
+        let logs = ["montreal", "dallas"].map(|site| stage.log(site)).join("\n----\n");
+        panic!("{}\n{logs}\n----\n{guest}", chain(&error));
+    }
 }
+
+const POLICY: &str = "unprepared = \"refuse\"\nprepare_wait_ms = 20000";
 
 /// What no test runs is read at least.
 #[test]
