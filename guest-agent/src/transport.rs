@@ -14,7 +14,7 @@ use std::{
 use lsm_protocol::{
     Bye, FromGuest, Hello, ToGuest,
     frame::{Decoder, Frame, FrameError, Kind, Wire},
-    proof::{Key, Proof, Prover, Session, Unproved},
+    proof::{Key, Nonce, Proof, Prover, Session, Unproved},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -236,7 +236,8 @@ impl Talk<'_> {
                 self.door = Door::Answered(prover);
                 Ok(self.frame(Kind::Proof, &answer))
             }
-            (Proof::Challenge(_), _, None) => self.refuse(Unproved::ByGuest),
+            (Proof::Challenge(challenge), _, None) => self.decline(challenge, Unproved::ByGuest),
+            (Proof::Challenge(challenge), ..) => self.decline(challenge, Unproved::OutOfTurn),
             (Proof::Proven(tag), Door::Answered(prover), _) => match prover.hear(&tag) {
                 Ok(session) => {
                     self.open(Some(session));
@@ -257,6 +258,10 @@ impl Talk<'_> {
             None => News::Succeeded,
         };
         let _ = self.news.send(news);
+    }
+
+    fn decline(&mut self, challenge: Nonce, why: Unproved) -> Answer {
+        Err((self.frame(Kind::Proof, &Proof::Declined { challenge, why }), Ended::Unproved(why)))
     }
 
     fn refuse(&mut self, why: Unproved) -> Answer {

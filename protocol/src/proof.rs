@@ -4,12 +4,16 @@
 //! ```text
 //! host   Hello, Challenge(nonce) ------------>   guest
 //!        <------------ Hello, Answer(nonce, tag)          the guest has the key
+//!                      or Declined(why)
 //!        Proven(tag) ------------------------>            so has the host
 //!        <---------- sealed frames ---------->
 //! ```
 //!
 //! From then on every frame is sealed ([`Frame::seal`]): a virtio-serial port can pass from one program to another on
 //! the host without a sign, and the one that proved the key is not the one that speaks next.
+//!
+//! What the guest says to a challenge repeats it: on such a port it may be heard by another than who asked, and taken for
+//! the answer to the next one it would leave that one's answer for whoever asks then, and so on for ever.
 //!
 //! The key itself is never sent, and keys of the session are derived from it and the nonces: what was said in one
 //! conversation is worth nothing in another.
@@ -38,12 +42,14 @@ const MOST: usize = 1024;
 pub enum Proof {
     /// The host has a key, and wants to see that the guest has it.
     Challenge(Nonce),
-    /// The guest's proof, and its own challenge.
-    Answer { nonce: Nonce, tag: Tag },
+    /// The guest's proof, and its own challenge (`nonce`).
+    Answer { challenge: Nonce, nonce: Nonce, tag: Tag },
     /// The host's proof.
     Proven(Tag),
     /// No further. Nothing else comes.
     Refused(Unproved),
+    /// The same instead of an answer.
+    Declined { challenge: Nonce, why: Unproved },
 }
 
 /// Why a conversation ends before it begins. Appended to, never parsed from text.
@@ -141,19 +147,24 @@ impl Challenger {
         (Challenger { key, nonce }, Proof::Challenge(nonce))
     }
 
+    /// Whether this is said to our challenge, and not to a predecessor's.
+    pub fn asked_for(&self, said: &Proof) -> bool {
+        matches!(said, Proof::Answer { challenge, .. } | Proof::Declined { challenge, .. } if *challenge == self.nonce)
+    }
+
     /// Takes the guest's answer; gives what to say last.
     ///
     /// # Errors
     /// The guest has not proved the key.
     pub fn hear(self, said: Proof) -> Result<(Proof, Session), Unproved> {
         match said {
-            Proof::Answer { nonce, tag } => {
+            Proof::Answer { nonce, tag, .. } => {
                 let nonces = Nonces { host: self.nonce, guest: nonce };
                 self.key.check(GUEST_PROVES, &nonces, &tag)?;
                 let proven = Proof::Proven(self.key.tag(HOST_PROVES, &nonces));
                 Ok((proven, self.key.session(&nonces, TO_GUEST, TO_HOST)))
             }
-            Proof::Refused(why) => Err(why),
+            Proof::Refused(why) | Proof::Declined { why, .. } => Err(why),
             Proof::Challenge(_) | Proof::Proven(_) => Err(Unproved::OutOfTurn),
         }
     }
@@ -170,7 +181,7 @@ impl Prover {
     pub fn answer(key: Key, challenge: Nonce, nonce: Nonce) -> (Prover, Proof) {
         let nonces = Nonces { host: challenge, guest: nonce };
         let tag = key.tag(GUEST_PROVES, &nonces);
-        (Prover { key, nonces }, Proof::Answer { nonce, tag })
+        (Prover { key, nonces }, Proof::Answer { challenge, nonce, tag })
     }
 
     /// Takes the host's proof.
@@ -274,6 +285,17 @@ mod tests {
         assert_eq!(host.hear(answer).err(), Some(Unproved::WrongKey), "a recorded one");
         let (host, challenge) = Challenger::new(key("0123456789abcdef"), [3; 32]);
         assert_eq!(host.hear(challenge).err(), Some(Unproved::OutOfTurn));
+    }
+
+    #[test]
+    fn what_is_said_to_another_challenge_is_known() {
+        let (host, _) = Challenger::new(key("0123456789abcdef"), [1; 32]);
+        for (challenge, ours) in [([1; 32], true), ([3; 32], false)] {
+            let (_, answer) = Prover::answer(key("0123456789abcdef"), challenge, [2; 32]);
+            assert_eq!(host.asked_for(&answer), ours);
+            assert_eq!(host.asked_for(&Proof::Declined { challenge, why: Unproved::ByGuest }), ours);
+        }
+        assert!(!host.asked_for(&Proof::Refused(Unproved::WrongKey)), "that follows our proof, or a predecessor's");
     }
 
     #[test]

@@ -27,13 +27,14 @@ pub fn hello() -> Vec<(&'static str, Hello)> {
 pub fn proof() -> Vec<(&'static str, Proof)> {
     vec![
         ("Challenge", Proof::Challenge([1; 32])),
-        ("Answer", Proof::Answer { nonce: [2; 32], tag: [3; 32] }),
+        ("Answer", Proof::Answer { challenge: [1; 32], nonce: [2; 32], tag: [3; 32] }),
         ("Proven", Proof::Proven([4; 32])),
         ("Refused: ByHost", Proof::Refused(Unproved::ByHost)),
         ("Refused: ByGuest", Proof::Refused(Unproved::ByGuest)),
         ("Refused: WrongKey", Proof::Refused(Unproved::WrongKey)),
         ("Refused: OutOfTurn", Proof::Refused(Unproved::OutOfTurn)),
         ("Refused: Seal", Proof::Refused(Unproved::Seal)),
+        ("Declined", Proof::Declined { challenge: [1; 32], why: Unproved::ByGuest }),
     ]
 }
 
