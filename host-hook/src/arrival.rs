@@ -103,6 +103,8 @@ pub struct Arrival {
     foresight: Foresight,
     /// Until the copy is over.
     stream: Option<Passage>,
+    /// What had come out of the home tunnel when it was looked at last.
+    crossed: Option<u64>,
 }
 
 impl Arrival {
@@ -119,6 +121,7 @@ impl Arrival {
             parting: clock::Later::default(),
             foresight: Foresight::default(),
             stream: None,
+            crossed: None,
         }
     }
 
@@ -204,7 +207,12 @@ impl Arrival {
                     }
                     (reply, _) => Event::Guest(reply),
                 },
-                () = clock::sleep_until(deadline) => Event::Deadline,
+                () = clock::sleep_until(deadline) => {
+                    if self.has_crossed(&offer).await {
+                        self.feed(vec![Event::Crossed], &offer).await;
+                    }
+                    Event::Deadline
+                }
                 () = self.parting.due() => {
                     self.part(&offer).await;
                     continue;
@@ -213,6 +221,20 @@ impl Arrival {
             self.feed(vec![event], &offer).await;
         }
         self.finish(&offer);
+    }
+
+    /// Whether anything has come from the source's end of the home tunnel since the last look: the sign that it stands.
+    async fn has_crossed(&mut self, offer: &Offer) -> bool {
+        if !matches!(self.saved.machine, Destination::Arrived { .. }) {
+            return false;
+        }
+        match self.host.tunnels.received(offer.home.vni).await {
+            Ok(packets) => self.crossed.replace(packets) != Some(packets),
+            Err(error) => {
+                tracing::debug!(migration = %offer.migration, error = story(&error), "nobody knows what the home tunnel carries");
+                false
+            }
+        }
     }
 
     async fn feed(&mut self, events: Vec<Event>, offer: &Offer) {
@@ -306,6 +328,15 @@ impl Arrival {
                     self.part(offer).await;
                     self.remove(offer.home, offer).await;
                     self.saved.account.steps.mark("home tunnel removed");
+                }
+                Order::SourceLost(silent) => {
+                    let why = format!(
+                        "nothing has come from the source host {} for {} s: the old path is left, and what still used it is cut",
+                        self.saved.peer,
+                        silent / 1_000
+                    );
+                    tracing::warn!(vm = self.saved.name, migration = %offer.migration, peer = self.saved.peer, "{why}");
+                    self.saved.account.why = Some(why);
                 }
             }
         }
@@ -577,6 +608,7 @@ fn summary(event: &Event) -> String {
         Event::Guest(FromGuest::Refused { why, .. }) => format!("the guest refused: {why}"),
         Event::Guest(_) => "the guest spoke".to_owned(),
         Event::VmGone => "the VM is not here any more".to_owned(),
+        Event::Crossed => "frames come through the home tunnel".to_owned(),
         Event::Release => "released by the operator".to_owned(),
         Event::Deadline => "the deadline came".to_owned(),
         Event::Restarted => "the service was started".to_owned(),

@@ -225,6 +225,14 @@ impl Tunnels {
         Ok(ours)
     }
 
+    /// How many packets have come from the other host's end of a tunnel since it was built here.
+    ///
+    /// # Errors
+    /// When there is no such tunnel.
+    pub async fn received(&self, vni: u32) -> Result<u64, TunnelError> {
+        Ok(self.links.need(&device(vni)).await?.received().unwrap_or_default())
+    }
+
     /// # Errors
     /// When the kernel does not answer.
     pub async fn link_exists(&self, name: &str) -> Result<bool, TunnelError> {

@@ -35,6 +35,9 @@ pub const FORESEE: Millis = 2_000;
 pub const NAMED: usize = 10;
 /// The guest leaves the old path within this when the operator ends it.
 pub const RELEASE: Millis = guest::DRAIN + 5_000;
+/// So many leases without a word from the source and without a frame through the home tunnel, and its end is taken for gone:
+/// after one of them the source itself takes its end down.
+const LOST: Millis = 2;
 /// After an abort the source has its guest leave the tunnels, and says when; without its word they go after this.
 pub const UNDO: Millis = crate::source::UNDO + 2_000;
 
@@ -163,6 +166,8 @@ pub enum Order {
     PointAtTunnel,
     RemoveAdvance,
     RemoveHome,
+    /// Say that nothing has come from the source for so long, neither word nor frame, and that the old path is left.
+    SourceLost(Millis),
 }
 
 /// What happened.
@@ -181,6 +186,8 @@ pub enum Event {
     Guest(FromGuest),
     /// libvirt: the VM is not here (any more).
     VmGone,
+    /// Frames have come out of the home tunnel.
+    Crossed,
     /// The operator asks for the tunnel to go.
     Release,
     Deadline,
@@ -214,12 +221,15 @@ pub enum Destination {
         /// Until when libvirt must have gone on after the hook was answered; `None`: it has, and tells how it ends.
         begin: Option<Millis>,
     },
-    /// `leave`: the operator ends the old path, at the latest then.
+    /// `leave`: the old path is ended, by the operator or with the source, at the latest then. `heard`: when something came
+    /// from the source last.
     Arrived {
         offer: Offer,
         switched: Option<Counts>,
         repeat: Millis,
         leave: Option<Millis>,
+        #[serde(default)]
+        heard: Millis,
     },
     TakingDown {
         offer: Offer,
@@ -382,11 +392,13 @@ impl Destination {
 
             // ---- Arrived
             (
-                Arrived { offer, repeat, leave, .. },
+                Arrived { offer, repeat, leave, heard, .. },
                 Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }),
-            ) if migration == offer.migration => (Arrived { offer, switched: Some(counts), repeat, leave }, vec![]),
+            ) if migration == offer.migration => {
+                (Arrived { offer, switched: Some(counts), repeat, leave, heard }, vec![])
+            }
             (
-                Arrived { offer, switched, repeat, leave },
+                Arrived { offer, switched, repeat, leave, heard },
                 Event::Guest(
                     FromGuest::Refused { migration, why: Refusal::NoSuchMigration } | FromGuest::Aborted { migration },
                 ),
@@ -394,7 +406,7 @@ impl Destination {
                 Some(_) => take_down(now, offer), // nothing of it is left there
                 None => {
                     let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(true)));
-                    (Arrived { offer, switched, repeat, leave }, vec![prepare])
+                    (Arrived { offer, switched, repeat, leave, heard }, vec![prepare])
                 }
             },
             (Arrived { offer, .. }, Event::Guest(FromGuest::Settled { migration })) if migration == offer.migration => {
@@ -407,13 +419,27 @@ impl Destination {
             {
                 take_down(now, offer)
             }
-            (Arrived { offer, switched, leave, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. })) => {
+            (Arrived { offer, switched, leave, heard, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. })) => {
                 let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
                 let leave = leave.or(Some(now + RELEASE));
-                (Arrived { offer, switched, repeat: now + REPEAT, leave }, vec![release])
+                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard }, vec![release])
+            }
+            // Its host is gone, or cut off for good: whoever is left on the old path waits for nothing.
+            (Arrived { offer, switched, leave: None, heard, .. }, Event::Deadline) if now >= lost(heard, &offer) => {
+                let said = Order::SourceLost(now - heard);
+                let (state, orders) = if offer.join == Join::Never {
+                    take_down(now, offer)
+                } else {
+                    let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
+                    (
+                        Arrived { offer, switched, repeat: now + REPEAT, leave: Some(now + RELEASE), heard },
+                        vec![release],
+                    )
+                };
+                (state, [vec![said], orders].concat())
             }
             (Arrived { offer, leave: Some(leave), .. }, Event::Deadline) if now >= leave => take_down(now, offer),
-            (Arrived { offer, switched, repeat, leave }, Event::Deadline) if now >= repeat => {
+            (Arrived { offer, switched, repeat, leave, heard }, Event::Deadline) if now >= repeat => {
                 let migration = offer.migration;
                 let mut orders = vec![Order::TellPeer(Peer::Arrived { migration })];
                 if offer.join != Join::Never {
@@ -421,15 +447,19 @@ impl Destination {
                         if leave.is_some() { ToGuest::Release { migration } } else { ToGuest::Arrived { migration } };
                     orders.push(Order::TellGuest(say));
                 }
-                (Arrived { offer, switched, repeat: now + REPEAT, leave }, orders)
+                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard }, orders)
             }
             // The source has not heard of it yet.
-            (state @ Arrived { .. }, Event::Peer(Peer::Stopped { migration })) => {
+            (Arrived { offer, switched, repeat, leave, .. }, Event::Peer(Peer::Stopped { migration })) => {
+                let state = Arrived { offer, switched, repeat, leave, heard: now };
                 (state, vec![Order::TellPeer(Peer::Arrived { migration })])
             }
-            (Arrived { offer, switched, repeat, leave }, Event::Restarted) => {
+            (Arrived { offer, switched, repeat, leave, .. }, Event::Peer(Peer::KeepAlive { .. }) | Event::Crossed) => {
+                (Arrived { offer, switched, repeat, leave, heard: now }, vec![])
+            }
+            (Arrived { offer, switched, repeat, leave, .. }, Event::Restarted) => {
                 let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
-                let state = Arrived { offer, switched, repeat, leave };
+                let state = Arrived { offer, switched, repeat, leave, heard: now }; // nobody listened meanwhile
                 (state, vec![Order::PointAtTap, Order::RemoveAdvance, arrived])
             }
 
@@ -484,7 +514,9 @@ impl Destination {
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
                 (*repeat.min(leave), "the guest to leave the old path")
             }
-            Destination::Arrived { repeat, .. } => (*repeat, "the guest to settle"),
+            Destination::Arrived { repeat, offer, heard, .. } => {
+                ((*repeat).min(lost(*heard, offer)), "the guest to settle")
+            }
             Destination::TakingDown { repeat, lease, .. } => (*repeat.min(lease), "the source to take its end down"),
             Destination::Undoing { repeat, until, .. } => (*repeat.min(until), "the source to undo its part"),
             Destination::Gone => return None,
@@ -500,6 +532,7 @@ impl Destination {
             Destination::Incoming { diverted: true, .. } => "incoming, stopped",
             Destination::Incoming { begin: Some(_), .. } => "admitted",
             Destination::Incoming { .. } => "incoming",
+            Destination::Arrived { leave: Some(_), .. } => "arrived, leaving the old path",
             Destination::Arrived { switched: Some(_), .. } => "arrived, switched",
             Destination::Arrived { .. } => "arrived",
             Destination::TakingDown { .. } => "taking down",
@@ -615,7 +648,12 @@ fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>
         Join::Never => {}
     }
     orders.extend([Order::TellPeer(Peer::Arrived { migration }), Order::RemoveAdvance]);
-    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None }, orders)
+    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None, heard: now }, orders)
+}
+
+/// When the source's end of the home tunnel is taken for gone.
+fn lost(heard: Millis, offer: &Offer) -> Millis {
+    heard + LOST * offer.lease
 }
 
 fn take_down(now: Millis, offer: Offer) -> (Destination, Vec<Order>) {

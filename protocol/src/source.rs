@@ -324,7 +324,8 @@ impl Source {
             (state @ Source::Departed { .. }, Event::Peer(Peer::Arrived { migration }))
                 if state.is_about(migration) =>
             {
-                state.renew(now)
+                let (state, _) = state.renew(now);
+                (state, vec![Order::TellPeer(Peer::KeepAlive { migration })]) // the home tunnel has this end still
             }
             // The destination saw the VM run before libvirt told us that it stopped; or after we had given up.
             (

@@ -48,6 +48,14 @@ impl Link {
         self.info().any(|info| *info == LinkInfo::Kind(InfoKind::Bridge))
     }
 
+    /// Frames that have come out of it since it was made.
+    pub(super) fn received(&self) -> Option<u64> {
+        self.0.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(counts) => Some(counts.rx_packets),
+            _ => None,
+        })
+    }
+
     pub(super) fn data(&self) -> Option<&InfoData> {
         self.info().find_map(|info| match info {
             LinkInfo::Data(data) => Some(data),

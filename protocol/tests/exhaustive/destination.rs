@@ -80,6 +80,8 @@ impl InDestination {
             _ => {}
         }
         let (machine, orders) = (self.handle)(self.machine.clone(), self.now, event.clone());
+        // Nothing of the old path works without its other end.
+        self.home_over |= orders.iter().any(|order| matches!(order, Order::SourceLost(_)));
         let foreign = matches!(&event, Event::Peer(peer) if peer.migration() == Some(FOREIGN))
             || matches!(&event, Event::Guest(FromGuest::Settled { migration: FOREIGN }));
         if foreign && (machine != self.machine || !orders.is_empty()) {
@@ -215,6 +217,8 @@ impl InDestination {
         }
         if self.vm == Vm::AtDestination {
             all.push((self.vm, Event::Arrived));
+            all.push((self.vm, Event::Crossed));
+            all.push((self.vm, Event::Peer(Peer::KeepAlive { migration })));
         }
         all.push((Vm::Dead, Event::VmGone));
         all

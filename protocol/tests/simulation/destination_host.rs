@@ -85,7 +85,10 @@ impl Run {
         if !self.destination.up || self.destination.machine == Destination::Gone {
             return Ok(());
         }
-        self.feed_destination(vec![event])
+        // What the VM's old LAN sends it comes through for as long as the source's end stands.
+        let crosses = self.source.end.home && self.destination.end.home && !self.is_cut();
+        let looks = event == Event::Deadline && matches!(self.destination.machine, Destination::Arrived { .. });
+        self.feed_destination(if crosses && looks { vec![Event::Crossed, event] } else { vec![event] })
     }
 
     fn feed_destination(&mut self, events: Vec<Event>) -> Result<(), String> {
@@ -120,6 +123,12 @@ impl Run {
                 self.log.push(format!("       the destination's service dies at {order:?}"));
                 self.dies(Who::Destination);
                 return Ok(vec![]);
+            }
+            if matches!(order, Order::SourceLost(_)) {
+                if self.source.end.home && !self.is_cut() {
+                    return Err("the destination takes a source for lost whose end stands".to_owned());
+                }
+                self.released = true;
             }
             let home_over = self.old_path_over();
             self.destination.end.perform(&order, true, self.vm, self.offer.join, home_over)?;

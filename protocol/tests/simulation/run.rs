@@ -255,13 +255,17 @@ impl Run {
         }
     }
 
+    /// Nothing goes from one host to the other now.
+    pub fn is_cut(&self) -> bool {
+        let since = self.now - START;
+        !self.healthy && self.scenario.cut.is_some_and(|(from, to)| since >= from && since < to)
+    }
+
     /// A message on its way between the hosts, or between a host and the guest: lost, late, or twice. The same kind is
     /// not lost twice in a row: what is silent for longer than a lease is a cut, which the scenario has.
     pub fn send(&mut self, what: What) {
         let between_hosts = matches!(what, What::ToSource(_) | What::ToDestination(_));
-        let since = self.now - START;
-        let cut = between_hosts && self.scenario.cut.is_some_and(|(from, to)| since >= from && since < to);
-        if cut && !self.healthy {
+        if between_hosts && self.is_cut() {
             return;
         }
         if self.chance.is_none() {

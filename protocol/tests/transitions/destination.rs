@@ -50,6 +50,7 @@ fn events() -> Vec<Event> {
         Peer::Flipped { migration },
         Peer::Stopped { migration },
         Peer::Resumed { migration },
+        Peer::KeepAlive { migration },
         Peer::TakenDown { migration },
         Peer::Abort { migration },
         Peer::Accepted { migration: FOREIGN },
@@ -59,7 +60,7 @@ fn events() -> Vec<Event> {
     let mut events =
         vec![Event::Built, Event::BuildFailed(Decline::Tunnel("no".to_owned())), Event::Begun, Event::Arrived];
     events.extend([Event::Carries, Event::Impassable(Impassable::Closed { port: 4789 })]);
-    events.extend([Event::VmGone, Event::Release]);
+    events.extend([Event::VmGone, Event::Crossed, Event::Release]);
     events.extend(guest.map(Event::Guest));
     events.extend(peer.map(Event::Peer));
     events.extend([Event::Deadline, Event::Restarted]);
