@@ -83,8 +83,15 @@ impl Connections {
     /// # Errors
     /// One did not come about.
     pub fn open_more(stage: &Stage, multipath: u16, plain: u16) -> Result<Connections> {
-        let options =
-            ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(address(stage)?) };
+        Connections::open_at(stage, address(stage)?, multipath, plain)
+    }
+
+    /// The same to any VM of the stage's, by its address.
+    ///
+    /// # Errors
+    /// One did not come about.
+    pub fn open_at(stage: &Stage, address: IpAddr, multipath: u16, plain: u16) -> Result<Connections> {
+        let options = ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(address) };
         Connections::begin(stage, spawn(stage, &options)?)
     }
 

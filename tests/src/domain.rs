@@ -102,6 +102,22 @@ impl Domain {
         }
     }
 
+    /// The same VM once more beside it, with cards and an address of its own.
+    #[must_use]
+    pub fn another(&self, number: u8, site: &SitePlan) -> Domain {
+        let mac = |card: u8| format!("52:54:00:ab:{number:02x}:{card:02x}");
+        let (mac_a, mac_b) = (mac(1), mac(2));
+        let named = |text: &str| text.replace(&self.mac_a, &mac_a).replace(&self.mac_b, &mac_b);
+        Domain {
+            name: format!("{}-{number}", self.name),
+            address: site.address(10 + number),
+            metadata: self.metadata.as_deref().map(named),
+            mac_a: mac_a.clone(),
+            mac_b: mac_b.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Where QEMU writes the VM's console, inside the site; see [`crate::site::Site::inside`].
     #[must_use]
     pub fn console(&self) -> String {

@@ -3,6 +3,7 @@
 //! guest as after an undisturbed move, or as before it.
 
 mod catalogue;
+mod record;
 mod scene;
 mod step;
 mod strikes;
@@ -10,9 +11,10 @@ mod table;
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use catalogue::{CATALOGUE, Ends, Fault};
+pub use record::{Line, Record};
 pub use scene::Scene;
 pub use step::Step;
 pub use table::table;
@@ -30,12 +32,12 @@ const SOON: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(90);
 
 /// What came of one fault in one move.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    pub fault: &'static str,
-    pub at: &'static str,
+    pub fault: String,
+    pub at: String,
     /// The row of the table that it belongs to.
-    pub row: &'static str,
+    pub row: String,
     pub to: String,
     /// How the move ended: `settled`, `as before` or nothing that the row allows.
     pub ended: String,
@@ -52,6 +54,30 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Before anything is known of it.
+    fn unknown(row: &str, fault: &str, at: &str) -> Outcome {
+        Outcome {
+            fault: fault.into(),
+            at: at.into(),
+            row: row.into(),
+            to: String::new(),
+            ended: "unknown".into(),
+            connections: 0,
+            lost: 0,
+            bytes_wrong: 0,
+            residue: Vec::new(),
+            silent_ms: None,
+            violation: None,
+            seconds: 0.0,
+        }
+    }
+
+    /// Of the stage itself, in which no fault had struck: it could not be set, or at the end a connection was not whole.
+    #[must_use]
+    pub fn of_the_stage(at: &str, error: &LabError) -> Outcome {
+        Outcome { violation: Some(chain(error)), ..Outcome::unknown("no fault", "undisturbed", at) }
+    }
+
     /// Nothing that the row does not allow.
     #[must_use]
     pub fn is_good(&self) -> bool {
@@ -73,20 +99,7 @@ pub fn chosen(only: &[String]) -> Vec<(&'static Fault, Step)> {
 /// A move to the other site with this fault in it.
 pub fn strike(scene: &mut Scene, fault: &'static Fault, step: Step) -> Outcome {
     let begun = Instant::now();
-    let mut outcome = Outcome {
-        fault: fault.name,
-        at: step.name(),
-        row: fault.row,
-        to: String::new(),
-        ended: "unknown".into(),
-        connections: 0,
-        lost: 0,
-        bytes_wrong: 0,
-        residue: Vec::new(),
-        silent_ms: None,
-        violation: None,
-        seconds: 0.0,
-    };
+    let mut outcome = Outcome::unknown(fault.row, fault.name, step.name());
     let ended = moved(scene, fault, step, &mut outcome);
     outcome.to.clone_from(&scene.to);
     // The network is whole again before connections are judged, whatever went wrong.

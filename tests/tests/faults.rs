@@ -16,6 +16,9 @@ fn survived(names: &[&str]) {
     let plan = chosen(&names);
     assert_eq!(plan.len(), names.len(), "a fault is named that does not exist: {names:?}");
     let mut scene = Scene::set(true).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    if let Err(error) = scene.rehearse() {
+        panic!("{}\n{}", chain(&error), scene.logs());
+    }
     for (fault, step) in plan {
         let outcome = strike(&mut scene, fault, step);
         assert!(outcome.is_good(), "{outcome:#?}\n{}", scene.logs());

@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
 use lsm_tests::{
-    faults::{CATALOGUE, Fault, Outcome, Scene, Step, chosen, strike, table},
-    shell::{Result, chain},
+    faults::{CATALOGUE, Fault, Outcome, Record, Scene, Step, chosen, strike, table},
+    shell::{LabError, Result, chain},
 };
 
 /// Moves a live VM between two sites with one fault in each move, and says what came of it.
@@ -33,9 +33,13 @@ struct Arguments {
     /// Say what is done, and when.
     #[arg(long)]
     verbose: bool,
-    /// Write every move's outcome there as JSON.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    /// Add every move's outcome to this file, a line of JSON each, and print the table of all that is in it. Moves of this
+    /// seed that it has already are not made again: a long run in pieces.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Print the table of these records, and do nothing else.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    table: Vec<PathBuf>,
     /// Write the logs of each move that went wrong into this directory.
     #[arg(long)]
     logs: Option<PathBuf>,
@@ -50,57 +54,117 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let choice = chosen(&arguments.only);
-    if choice.is_empty() {
-        eprintln!("tests/faults: there is no fault {}; see --list", arguments.only.join(", "));
-        return ExitCode::FAILURE;
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("tests/faults: {}", chain(&error));
+            ExitCode::FAILURE
+        }
     }
-    let plan = if arguments.each { choice } else { drawn(&choice, arguments.runs, arguments.seed) };
-    let mut outcomes = Vec::new();
-    let played = play(&plan, &arguments, &mut outcomes);
-    println!("\n{}", table(&outcomes));
-    if let Some(path) = &arguments.json
-        && let Err(error) = fs::write(path, serde_json::to_string_pretty(&outcomes).unwrap_or_default())
-    {
-        eprintln!("tests/faults: cannot write {}: {error}", path.display());
-        return ExitCode::FAILURE;
-    }
-    if let Err(error) = played {
-        eprintln!("tests/faults: {}", chain(&error));
-        return ExitCode::FAILURE;
-    }
-    if outcomes.iter().all(Outcome::is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn play(plan: &[(&'static Fault, Step)], arguments: &Arguments, outcomes: &mut Vec<Outcome>) -> Result<()> {
-    let (begun, mut scene) = (Instant::now(), None);
-    for (number, (fault, step)) in (1..).zip(plan) {
+/// Whether all that was tried is as it must be.
+fn run(arguments: &Arguments) -> Result<bool> {
+    if !arguments.table.is_empty() {
+        let records = arguments.table.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
+        let outcomes: Vec<Outcome> = records.into_iter().flatten().map(|line| line.outcome).collect();
+        println!("{}", table(&outcomes));
+        return Ok(outcomes.iter().all(Outcome::is_good));
+    }
+    let choice = chosen(&arguments.only);
+    if choice.is_empty() {
+        return Err(LabError::Other(format!("there is no fault {}; see --list", arguments.only.join(", "))));
+    }
+    let plan = if arguments.each { choice } else { drawn(&choice, arguments.runs, arguments.seed) };
+    let mut journal = Journal { seed: arguments.seed, record: None, outcomes: Vec::new() };
+    if let Some(path) = &arguments.record {
+        journal.record = Some(Record::open(path)?);
+    }
+    let played = play(&plan, arguments, &mut journal);
+    println!("\n{}", table(&journal.all()));
+    played.map(|()| journal.outcomes.iter().all(Outcome::is_good))
+}
+
+/// What has been tried.
+struct Journal {
+    seed: u64,
+    record: Option<Record>,
+    /// In this run.
+    outcomes: Vec<Outcome>,
+}
+
+impl Journal {
+    fn add(&mut self, number: usize, outcome: Outcome) -> Result<()> {
+        println!("{}", said(number, &outcome));
+        self.outcomes.push(outcome.clone());
+        self.record.as_mut().map_or(Ok(()), |record| record.add(self.seed, number, outcome))
+    }
+
+    /// With what earlier runs have recorded.
+    fn all(&self) -> Vec<Outcome> {
+        match &self.record {
+            Some(record) => record.lines.iter().map(|line| line.outcome.clone()).collect(),
+            None => self.outcomes.clone(),
+        }
+    }
+}
+
+/// A stage that cannot be set so often in a row will not be.
+const TRIES: usize = 3;
+
+fn play(plan: &[(&'static Fault, Step)], arguments: &Arguments, journal: &mut Journal) -> Result<()> {
+    let (begun, mut scene, mut number) = (Instant::now(), None, 1);
+    number += journal.record.as_ref().map_or(0, |record| record.made(arguments.seed));
+    while let Some((fault, step)) = plan.get(number - 1) {
         if arguments.within.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds) {
-            println!("the time is over: {} of {} moves were made", outcomes.len(), plan.len());
+            println!("the time is over: {} of {} moves were made", number - 1, plan.len());
             break;
         }
         let here = match &mut scene {
             Some(here) => here,
-            none => none.insert(Scene::set(arguments.verbose)?),
+            none => none.insert(set(arguments, number, journal)?),
         };
         let outcome = strike(here, fault, *step);
-        println!("{}", said(number, &outcome));
         let good = outcome.is_good();
-        if let Some(directory) = arguments.logs.as_ref().filter(|_| !good) {
-            let file = directory.join(format!("{number}-{}-{}.log", fault.name, step.name()));
-            if let Err(error) = fs::create_dir_all(directory).and_then(|()| fs::write(&file, here.logs())) {
-                eprintln!("tests/faults: cannot write {}: {error}", file.display());
-            }
+        if !good {
+            keep_logs(arguments, &format!("{number}-{}-{}", fault.name, step.name()), here);
         }
-        outcomes.push(outcome);
-        if fault.spoils || !good {
-            scene = None; // what is wrong here would be blamed on the next one
+        journal.add(number, outcome)?;
+        number += 1;
+        if good && !fault.spoils {
+            continue;
         }
+        scene = None; // what is wrong here would be blamed on the next one
     }
-    match scene {
-        // Every byte of every connection, over all these moves.
-        Some(scene) => scene.connections.end(),
-        None => Ok(()),
+    // Every byte of every connection, over all these moves.
+    if let Some(Err(error)) = scene.map(|scene| scene.connections.end()) {
+        journal.add(number - 1, Outcome::of_the_stage("end", &error))?;
+    }
+    Ok(())
+}
+
+/// A stage on which undisturbed moves succeed.
+fn set(arguments: &Arguments, number: usize, journal: &mut Journal) -> Result<Scene> {
+    let mut tries = 1;
+    loop {
+        let mut scene = Scene::set(arguments.verbose)?;
+        let Err(error) = scene.rehearse() else { return Ok(scene) };
+        keep_logs(arguments, &format!("{number}-undisturbed-{tries}"), &scene);
+        journal.add(number, Outcome::of_the_stage("set-up", &error))?;
+        if tries == TRIES {
+            return Err(LabError::Other("no undisturbed move succeeds".into()));
+        }
+        tries += 1;
+    }
+}
+
+fn keep_logs(arguments: &Arguments, name: &str, scene: &Scene) {
+    let Some(directory) = &arguments.logs else { return };
+    let when = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let file = directory.join(format!("{name}-{when}.log"));
+    if let Err(error) = fs::create_dir_all(directory).and_then(|()| fs::write(&file, scene.logs())) {
+        eprintln!("tests/faults: cannot write {}: {error}", file.display());
     }
 }
 

@@ -144,6 +144,10 @@ pub static CATALOGUE: &[Fault] = &[
     fault(NETWORK, "repetition", &[Before], Settled, network::repeat),
     fault(OPERATOR, "back-before-settled", &[Settling], Settled, operator::back_too_early).set(clients::plain),
     fault(OPERATOR, "hook-twice", &[Before], Settled, operator::hook_twice).relent(operator::hook_once),
+    fault(OPERATOR, "newer-agent", &[Before], Settled, agent::newer),
+    fault(OPERATOR, "newer-host", &[Before], Settled, agent::older_than_its_host),
+    fault(OPERATOR, "no-common-version", &[Before], Settled, agent::of_no_common_version)
+        .relent(agent::was_not_understood),
     fault(OPERATOR, "config-changed", &[Copying, Resumed], Settled, operator::change_config)
         .relent(operator::restore_config),
 ];

@@ -54,17 +54,17 @@ pub struct Scene {
 pub(super) type Undo = fn(&Scene) -> Result<()>;
 
 impl Scene {
-    /// Boots the VM, opens connections, and moves it there and back once, undisturbed.
+    /// Boots the VM and opens connections. [`Scene::rehearse`] comes next.
     ///
     /// # Errors
-    /// The lab itself failed, or the undisturbed moves did.
+    /// The lab itself failed.
     pub fn set(verbose: bool) -> Result<Scene> {
         let policy = "switch = \"early\"\nlease_s = 20".into();
         let begun = Instant::now();
         let told = |what: &str| note(verbose, begun, what);
         let stage = Stage::set(&StageOptions { policy, ..StageOptions::default() }, told)?;
         let connections = Connections::open(&stage, 0)?;
-        let mut scene = Scene {
+        Ok(Scene {
             stage,
             connections,
             others: None,
@@ -79,18 +79,25 @@ impl Scene {
             undo: Vec::new(),
             verbose,
             begun,
-        };
+        })
+    }
+
+    /// Moves the VM there and back once, undisturbed: so everything should be after each move.
+    ///
+    /// # Errors
+    /// An undisturbed move failed; [`Scene::logs`] say more.
+    pub fn rehearse(&mut self) -> Result<()> {
         for _ in 0..2 {
-            scene.begin()?;
-            scene.stage.migrate(&scene.to)?;
-            scene.connections.alive()?;
-            scene.stage.agent_is(&["idle"], LIMIT)?;
-            scene.stage.settled(LIMIT)?;
-            let home = Snapshot::take(&scene.stage)?;
-            scene.homes.insert(scene.to.clone(), home);
-            scene.note(&format!("moved to {} undisturbed", scene.to));
+            self.begin()?;
+            self.stage.migrate(&self.to)?;
+            self.connections.alive()?;
+            self.stage.agent_is(&["idle"], LIMIT)?;
+            self.stage.settled(LIMIT)?;
+            let home = Snapshot::take(&self.stage)?;
+            self.homes.insert(self.to.clone(), home);
+            self.note(&format!("moved to {} undisturbed", self.to));
         }
-        Ok(scene)
+        Ok(())
     }
 
     /// What has been done, for whoever watches.
@@ -222,13 +229,23 @@ impl Scene {
     /// What everybody said, for whoever has to find out why.
     #[must_use]
     pub fn logs(&self) -> String {
+        let look = "cat /var/log/lsm-guest.log; ss -Mtnai; ip mptcp endpoint; timeout 5 lsm-guest status";
+        let agent = match self.stage.guest.exec(look) {
+            Ok(seen) => seen.stdout + &seen.stderr,
+            // Then its kernel and QEMU are all that there is to ask.
+            Err(error) => format!(
+                "{}\n==== the VM's processors\n{}\n==== its console\n{}",
+                chain(&error),
+                self.stage.guest.processors(),
+                self.stage.guest.console()
+            ),
+        };
         let hosts = self.stage.sites.iter().map(|site| {
             let calls = fs::read_to_string(site.dir().join("var/log/libvirt/hook-calls.log")).unwrap_or_default();
-            format!("==== lsm-hook in {}\n{}\n{calls}", site.name(), self.stage.log(site.name()))
+            let (name, qemu) = (site.name(), self.qemu_log(site.name()));
+            format!("==== lsm-hook in {name}\n{}\n{calls}\n==== QEMU in {name}\n{qemu}", self.stage.log(name))
         });
         let hosts = hosts.collect::<Vec<_>>().join("\n");
-        let look = "cat /var/log/lsm-guest.log; ss -Mtnai; ip mptcp endpoint; timeout 5 lsm-guest status";
-        let agent = self.stage.guest.exec(look).map_or_else(|error| chain(&error), |seen| seen.stdout + &seen.stderr);
         format!("virsh: {}\n{hosts}\n==== lsm-guest\n{agent}\n", self.complaint)
     }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{CATALOGUE, Outcome};
 
 #[derive(Default)]
-struct Line {
+struct Line<'a> {
+    row: &'a str,
     runs: usize,
     settled: usize,
     as_before: usize,
@@ -17,7 +18,7 @@ struct Line {
     violations: usize,
 }
 
-impl Line {
+impl Line<'_> {
     fn add(&mut self, outcome: &Outcome) {
         self.runs += 1;
         self.settled += usize::from(outcome.ended == "settled");
@@ -46,23 +47,28 @@ impl Line {
     }
 }
 
-/// One line for each fault that was tried, in the order of the catalogue, and their sum.
+/// One line for each fault that was tried, in the order of the catalogue, then what else there is, and their sum.
 #[must_use]
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut lines = BTreeMap::<&str, Line>::new();
     let mut sum = Line::default();
     for outcome in outcomes {
-        lines.entry(outcome.fault).or_default().add(outcome);
+        lines.entry(&outcome.fault).or_insert_with(|| Line { row: &outcome.row, ..Line::default() }).add(outcome);
         sum.add(outcome);
     }
     let mut text = String::from(
         "| row | fault | runs | settled | as before | connections before | after | bytes wrong | residue | silent ms | violations |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
+    let mut write = |name: &str, line: &Line| {
+        text.push_str(&format!("| {} | {name} | {} |\n", line.row, line.cells().join(" | ")));
+    };
     for fault in CATALOGUE {
-        if let Some(line) = lines.get(fault.name) {
-            text.push_str(&format!("| {} | {} | {} |\n", fault.row, fault.name, line.cells().join(" | ")));
+        if let Some(line) = lines.remove(fault.name) {
+            write(fault.name, &line);
         }
     }
+    // No fault, or one of an older record's that is called otherwise now.
+    lines.iter().for_each(|(name, line)| write(name, line));
     text.push_str(&format!("| | **all** | {} |\n", sum.cells().join(" | ")));
     text
 }

@@ -2,9 +2,9 @@
 
 use super::pause;
 use crate::{
-    channel_proxy::{ChannelProxy, Mode},
+    channel_proxy::{ChannelProxy, Mode, Versions},
     faults::Scene,
-    shell::Result,
+    shell::{LabError, Result},
 };
 
 pub(crate) fn killed(scene: &mut Scene) -> Result<()> {
@@ -21,6 +21,33 @@ pub(crate) fn frozen(scene: &mut Scene) -> Result<()> {
 pub(crate) fn channel_proxy(scene: &mut Scene) -> Result<()> {
     scene.proxy = Some(ChannelProxy::before(&scene.stage.agent_port()?)?);
     Ok(())
+}
+
+fn of_versions(scene: &mut Scene, versions: Versions) -> Result<()> {
+    scene.proxy = Some(ChannelProxy::between(&scene.stage.agent_port()?, versions)?);
+    Ok(())
+}
+
+/// As a release after the next would be: it speaks the next version, and ours.
+pub(crate) fn newer(scene: &mut Scene) -> Result<()> {
+    of_versions(scene, Versions { of_guest: Some(&[2, 1]), ..Versions::default() })
+}
+
+pub(crate) fn older_than_its_host(scene: &mut Scene) -> Result<()> {
+    of_versions(scene, Versions { of_host: Some(&[2, 1]), ..Versions::default() })
+}
+
+pub(crate) fn of_no_common_version(scene: &mut Scene) -> Result<()> {
+    of_versions(scene, Versions { of_guest: Some(&[9]), ..Versions::default() })
+}
+
+/// It could not be prepared; joined after the arrival, where the host's program fits.
+pub(crate) fn was_not_understood(scene: &mut Scene) -> Result<()> {
+    let log = scene.stage.log(&scene.from);
+    if log.contains("no common protocol version: this side speaks 1, lsm-guest") {
+        return Ok(());
+    }
+    Err(LabError::Other("the source's log does not say that the versions do not fit".into()))
 }
 
 fn channel(scene: &mut Scene, mode: Mode) -> Result<()> {
