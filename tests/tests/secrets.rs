@@ -8,7 +8,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 use lsm_tests::{
     connections::Connections,
     logbook::Logbook,
-    shell::wait_for,
+    shell::{chain, wait_for},
     stage::{Stage, StageOptions, lacking},
 };
 
@@ -28,6 +28,19 @@ fn give(stage: &Stage, site: &str, key: &str) {
     }
     fs::write(&file, format!("{key}\n")).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Asks until the host has said why it gets no forecast: an emulated guest may take longer to answer than one question waits.
+fn refused(stage: &Stage, site: &str, host: &mut Logbook, why: &str) {
+    wait_for("the host to say why it gets no forecast", LIMIT, || {
+        assert!(
+            stage.lsm_hook(site, &["forecast", "vm"]).is_err(),
+            "there was an answer, where there should be: {why}"
+        );
+        (host.count(why) > 0).then_some(())
+    })
+    .unwrap();
+    host.says(&[why]).unwrap();
 }
 
 /// Every file of the lab's that is somebody's log and holds this.
@@ -62,14 +75,14 @@ fn logs_with(stage: &Stage, text: &str) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "known to fail: with a key the VM moves, but its move does not settle within a minute"]
 fn a_key_is_proved_through_a_move_and_no_secret_is_logged() {
     if lacking() {
         return;
     }
     let policy = "unprepared = \"refuse\"".to_owned();
     let stage = Stage::set(&StageOptions { policy, ..StageOptions::default() }, |what| eprintln!("{what}")).unwrap();
-    let mut connections = Connections::open(&stage, 1).unwrap();
+    // None that is plain: it would keep the old path, key or not.
+    let mut connections = Connections::open(&stage, 0).unwrap();
     let plant = format!("<planted xmlns='urn:planted'><password>{PLANTED}</password></planted>");
     let set = ["metadata", "vm", "urn:planted", "--key", "planted", "--set", &plant, "--live"];
     stage.site("montreal").virsh(&set).unwrap();
@@ -82,14 +95,12 @@ fn a_key_is_proved_through_a_move_and_no_secret_is_logged() {
     let mut agent = Logbook::of_agent(&stage);
     let mut host = Logbook::of_host(&stage, "montreal");
     let forecast = || stage.lsm_hook("montreal", &["forecast", "vm"]);
-    assert!(forecast().is_err(), "a guest with a key answered a host without");
+    refused(&stage, "montreal", &mut host, "the guest demands proof of its key");
     agent.says(&["refused to speak with the host", "the host gave none"]).unwrap();
-    host.says(&["the guest demands proof of its key"]).unwrap();
 
     eprintln!("-- another key");
     give(&stage, "montreal", "key-of-somebody-else");
-    assert!(forecast().is_err(), "a guest answered a host with another key");
-    host.says(&["nothing is said to the guest's agent", "are not the same"]).unwrap();
+    refused(&stage, "montreal", &mut host, "are not the same");
     agent.says(&["refused to speak with the host", "are not the same"]).unwrap();
 
     eprintln!("-- the same key everywhere");
@@ -97,8 +108,11 @@ fn a_key_is_proved_through_a_move_and_no_secret_is_logged() {
     give(&stage, "dallas", KEY);
     wait_for("the guest's forecast", LIMIT, || forecast().ok()).unwrap();
     stage.migrate("dallas").unwrap();
-    stage.settled(LIMIT).unwrap();
-    stage.agent_is(&["idle"], LIMIT).unwrap();
+    if let Err(error) = stage.settled(LIMIT).and_then(|()| stage.agent_is(&["idle"], LIMIT).map(drop)) {
+        let agent =
+            stage.guest.must("cat /var/log/lsm-guest.log; lsm-guest status").unwrap_or_else(|error| chain(&error));
+        panic!("{}\n{}\n----\n{}\n----\n{agent}", chain(&error), stage.log("montreal"), stage.log("dallas"));
+    }
     connections.alive().unwrap();
     assert!(stage.site("dallas").virsh(&["dumpxml", "vm"]).unwrap().contains(PLANTED), "it travels with the VM");
 
@@ -107,8 +121,7 @@ fn a_key_is_proved_through_a_move_and_no_secret_is_logged() {
     stage.kill_agent().unwrap();
     stage.start_agent().unwrap();
     let mut host = Logbook::of_host(&stage, "dallas");
-    assert!(stage.lsm_hook("dallas", &["forecast", "vm"]).is_err(), "a host with a key spoke to a guest without");
-    host.says(&["nothing is said to the guest's agent", "the guest has none"]).unwrap();
+    refused(&stage, "dallas", &mut host, "the guest has none");
     give(&stage, "dallas", "");
     wait_for("the guest's forecast", LIMIT, || stage.lsm_hook("dallas", &["forecast", "vm"]).ok()).unwrap();
 
