@@ -222,6 +222,22 @@ impl Guest {
         self.exec(&look).map_or_else(|error| crate::shell::chain(&error), |outcome| outcome.stdout + &outcome.stderr)
     }
 
+    /// How its virtio-serial device stands, which the lab and the hosts reach it by, and which interrupts its processor has
+    /// taken and not ended: for a VM that answers nobody while its network does.
+    #[must_use]
+    pub fn ports(&self) -> String {
+        let ask = |question: &str| {
+            let monitor = ["qemu-monitor-command", &self.domain().name, "--hmp", question];
+            let said = self.site().and_then(|site| site.virsh(&monitor));
+            format!("{question}\n{}\n", said.unwrap_or_else(|error| crate::shell::chain(&error)))
+        };
+        let queue =
+            |number| format!("info virtio-queue-status /machine/peripheral/virtio-serial0/virtio-backend {number}");
+        // Two queues of a port that is not used, two for control, two for each of the two ports.
+        let queues = (0..8).map(|number| ask(&queue(number)));
+        ["info lapic", "info virtio"].into_iter().map(ask).chain(queues).collect()
+    }
+
     /// Whether the guest kernel itself has failed. Emulation can do that; it is not a connection that LSM lost.
     #[must_use]
     pub fn kernel_died(&self) -> bool {

@@ -124,7 +124,10 @@ pub static CATALOGUE: &[Fault] = &[
     fault(STOP, "wan-cut-in-the-stop", &[Stopped], AsBefore, libvirt::cut_stopped),
     fault(AFTER, "wan-cut", &[Resumed], Settled, network::wan_cut),
     fault(AFTER, "new-path-dead", &[Resumed], Settled, network::new_path_dead),
-    fault(AFTER, "source-host-dies", &[Settling], SourceLost, hosts::source_dies).set(clients::plain).spoils(),
+    fault(AFTER, "source-host-dies", &[Settling], SourceLost, hosts::source_dies)
+        .set(clients::plain)
+        .relent(hosts::its_tunnel_goes)
+        .spoils(),
     fault(SETTLE, "client-vanishes", &[Copying], Settled, clients::vanish)
         .set(clients::another)
         .relent(clients::vanished_holds_the_old_path),
@@ -137,6 +140,7 @@ pub static CATALOGUE: &[Fault] = &[
     fault(NETWORK, "joins-blocked", &[Before], Settled, network::block_joins).relent(network::joins_are_missed),
     fault(NETWORK, "option-stripped", &[Before], Settled, network::strip_option).relent(network::stripped_is_legacy),
     fault(NETWORK, "gateway-silent-at-first", &[Hook], Settled, network::gateway_silent),
+    fault(NETWORK, "announced-too-early", &[Hook], Settled, network::unreachable_at_first),
     fault(NETWORK, "stale-arp", &[Resumed], Settled, network::stale_arp),
     fault(NETWORK, "mtu-shrinks", &[Copying, Resumed], Settled, network::shrink_mtu),
     fault(NETWORK, "loss-2", &[Before], Settled, network::lose_some),

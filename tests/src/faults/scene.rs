@@ -41,6 +41,8 @@ pub struct Scene {
     pub(super) silent_ms: Option<u64>,
     /// What virsh complained of.
     pub(super) complaint: String,
+    /// Differences that this fault is meant to make, each with its reason where it is said.
+    pub(super) meant: Vec<String>,
     /// How everything is when the VM has come there undisturbed.
     homes: BTreeMap<String, Snapshot>,
     /// What QEMU had said at each site when the move began, in bytes.
@@ -74,6 +76,7 @@ impl Scene {
             address: String::new(),
             silent_ms: None,
             complaint: String::new(),
+            meant: Vec::new(),
             homes: BTreeMap::new(),
             heard: BTreeMap::new(),
             undo: Vec::new(),
@@ -112,6 +115,7 @@ impl Scene {
         self.from = here;
         self.address = crate::connections::address(&self.stage)?.to_string();
         self.complaint.clear();
+        self.meant.clear();
         self.heard =
             self.stage.sites.iter().map(|site| (site.name().into(), self.qemu_log(site.name()).len())).collect();
         Ok(())
@@ -177,7 +181,7 @@ impl Scene {
     /// Differences that are meant to be, each with its reason.
     pub(super) fn explained(&self, settled: bool) -> Vec<String> {
         if settled {
-            return Vec::new();
+            return self.meant.clone();
         }
         // The endpoint that covers the address in use: made by a flip that was taken back, it cannot be deleted without
         // closing the initial subflow of every connection (ARCHITECTURE.md).
@@ -234,9 +238,10 @@ impl Scene {
             Ok(seen) => seen.stdout + &seen.stderr,
             // Then its kernel and QEMU are all that there is to ask.
             Err(error) => format!(
-                "{}\n==== the VM's processors\n{}\n==== its console\n{}",
+                "{}\n==== the VM's processors\n{}\n==== its ports\n{}\n==== its console\n{}",
                 chain(&error),
                 self.stage.guest.processors(),
+                self.stage.guest.ports(),
                 self.stage.guest.console()
             ),
         };

@@ -70,13 +70,14 @@ pub(crate) fn channel_slow(scene: &mut Scene) -> Result<()> {
     channel(scene, Mode::Slow)
 }
 
-/// Faster than it is copied.
+/// Faster than it is copied, for as long as the file says so.
 pub(crate) fn dirty_memory(scene: &mut Scene) -> Result<()> {
-    let dirty = "while :; do dd if=/dev/urandom of=/tmp/dirt bs=1M count=24 conv=notrunc 2>/dev/null; done";
+    let dirty = "touch /tmp/dirty; while [ -e /tmp/dirty ]; do dd if=/dev/urandom of=/tmp/dirt bs=1M count=24 conv=notrunc 2>/dev/null; done; rm -f /tmp/dirt; touch /tmp/clean";
     scene.stage.guest.spawn("dirty", dirty).map(drop)
 }
 
+/// Nothing of it may be left: it would take the next move's CPU.
 pub(crate) fn clean_memory(scene: &mut Scene) -> Result<()> {
-    let end = "pkill -f conv=notrunc; while pidof dd; do pkill -f conv=notrunc; sleep 0.1; done; rm -f /tmp/dirt";
-    scene.stage.guest.exec(end).map(drop)
+    let end = "rm -f /tmp/dirty; while ! [ -e /tmp/clean ]; do kill $(pidof dd) 2>/dev/null; sleep 0.1; done; rm -f /tmp/clean";
+    scene.stage.guest.must(end).map(drop)
 }

@@ -1,10 +1,15 @@
 //! The hosts, their services, and the channel between these.
 
+use std::time::Duration;
+
 use super::pause;
 use crate::{
     faults::Scene,
-    shell::{Result, run},
+    shell::{LabError, Result, run, wait_for},
 };
+
+/// Two leases of this stage's, and the guest's part.
+const LIMIT: Duration = Duration::from_secs(90);
 
 pub(crate) fn source_service_killed(scene: &mut Scene) -> Result<()> {
     let site = scene.from.clone();
@@ -85,8 +90,25 @@ pub(crate) fn destination_dies(scene: &mut Scene) -> Result<()> {
     scene.stage.site(&scene.to).die()
 }
 
+/// And with it what the lab's kernel would go on doing: its tunnel.
 pub(crate) fn source_dies(scene: &mut Scene) -> Result<()> {
+    scene.stage.topology.wire("wan-montreal")?.cut()?;
+    scene.undo.push(|scene| scene.stage.topology.wire("wan-montreal")?.mend());
     scene.stage.site(&scene.from).die()
+}
+
+/// What a plain connection holds does not outlive its other end: two leases later it is cut, and nothing is left.
+pub(crate) fn its_tunnel_goes(scene: &mut Scene) -> Result<()> {
+    scene.stage.agent_is(&["idle"], LIMIT)?;
+    scene.others = None; // the plain one: nothing could keep it
+    wait_for("the home tunnel to go with the source's host", LIMIT, || {
+        (scene.stage.tunnels(&scene.to).ok()? == 0).then_some(())
+    })?;
+    let log = scene.stage.log(&scene.to);
+    if log.contains("nothing has come from the source host") {
+        return Ok(());
+    }
+    Err(LabError::Other("the destination's log does not say why the old path was left".into()))
 }
 
 /// Where the destination's service keeps its state.

@@ -32,9 +32,11 @@ pub(crate) fn new_path_dead(scene: &mut Scene) -> Result<()> {
     let way = if scene.to == "dallas" { [CLIENTS[1]] } else { [CLIENTS[0]] };
     each(scene, &way, Wire::cut)?;
     scene.undo.push(|scene| each(scene, &CLIENTS, Wire::mend));
-    scene.connections.alive().map_err(|error| {
-        LabError::Other(format!("the new path was dead and the old one was not used: {}", crate::shell::chain(&error)))
-    })?;
+    if let Err(error) = scene.connections.alive() {
+        scene.note(&scene.subflows());
+        let why = crate::shell::chain(&error);
+        return Err(LabError::Other(format!("the new path was dead and the old one was not used: {why}")));
+    }
     scene.heal()
 }
 
@@ -99,6 +101,20 @@ pub(crate) fn gateway_silent(scene: &mut Scene) -> Result<()> {
     ignore("8")?;
     pause(1_500);
     ignore("0")
+}
+
+/// Its router says that nobody is there, as long as the clients' first joins take: whoever has heard that tries no more
+/// until the address is announced to it again.
+pub(crate) fn unreachable_at_first(scene: &mut Scene) -> Result<()> {
+    // What has joined by an endpoint with a port of its own has no other.
+    let number = scene.stage.topology.site(&scene.to).number;
+    scene.meant.push(format!("endpoints and limits of the VM: + 10.{number}.0.100 port 19540 id"));
+    let gateway = format!("gw-{}", scene.to);
+    let order =
+        |what: &str| scene.stage.topology.ns(&gateway).ip(&format!("route {what} unreachable 10.{number}.0.100/32\n"));
+    order("add")?;
+    pause(2_500);
+    order("del").map(drop)
 }
 
 /// The gateway has learnt another machine for the VM's new address.
