@@ -353,7 +353,7 @@ impl Arrival {
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
             // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known.
             let addresses = (!offer.addressing.is_obtained()).then(|| offer.addressing.addresses());
-            let crossing = Crossing { addresses, ..lan.addressing.crossing() };
+            let crossing = Crossing { addresses, arriving: true, ..lan.addressing.crossing() };
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),

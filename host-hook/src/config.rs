@@ -140,7 +140,7 @@ impl Addressing {
             Addressing::Static => (false, false),
             Addressing::Obtained { dhcp, slaac } => (dhcp.is_some(), slaac.is_some()),
         };
-        Crossing { arp: true, dhcp, ra, addresses: None }
+        Crossing { arp: true, dhcp, ra, addresses: None, arriving: false }
     }
 }
 

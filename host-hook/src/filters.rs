@@ -30,6 +30,8 @@ pub struct Crossing {
     pub ra: bool,
     /// The vNIC's addresses of the LAN, where they are known: with no other it speaks there, link-local ones excepted.
     pub addresses: Option<Addresses>,
+    /// The VM has not been in this LAN yet: its kernel's own talk is kept out.
+    pub arriving: bool,
 }
 
 /// Frames that one end of a tunnel has seen since it was built.

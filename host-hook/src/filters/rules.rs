@@ -31,6 +31,9 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     let (into, out_of) = (into(vni), out_of(vni));
     let mut text = frame(vni);
     let mut rule = |chain: &str, rule: String| _ = writeln!(text, "add rule bridge {TABLE} {chain} {rule}");
+    for kept in kept_quiet(crossing) {
+        rule(&out_of, format!("{kept} counter name {received_dropped} drop"));
+    }
     for spoken in spoken(crossing.addresses) {
         rule(&out_of, format!("ether saddr {mac} {spoken} counter name {received} accept"));
     }
@@ -58,6 +61,22 @@ pub(super) fn lan_end(vni: u32, mac: Mac, crossing: Crossing) -> String {
     }
     rule(&into, format!("counter name {sent_dropped} drop"));
     text
+}
+
+/// What a VM's kernel says by itself as soon as a vNIC comes up, and what the LAN need not hear before the VM is there. Where
+/// the LAN's routers make its address, it has to ask them; elsewhere it asks for no router, tries no address, and joins no
+/// group: the gateway knows it by its own solicitation, and QEMU's announcement at arrival makes the VM's kernel report its
+/// groups again (NETDEV_RESEND_IGMP).
+fn kept_quiet(crossing: Crossing) -> Vec<&'static str> {
+    match (crossing.ra, crossing.addresses) {
+        _ if !crossing.arriving => Vec::new(),
+        (true, _) => Vec::new(),
+        (false, Some(Addresses { v6: Some(_), .. })) => vec![
+            "ether type ip6 ip6 saddr ::",
+            "ether type ip6 icmpv6 type { nd-router-solicit, mld-listener-report, mld-listener-done, mld2-listener-report }",
+        ],
+        (false, _) => vec!["ether type ip6"],
+    }
 }
 
 /// What the vNIC may put into the LAN. Of IPv6 it has a link-local address in every LAN, and before that none.

@@ -131,7 +131,7 @@ fn the_vm_never_hears_itself() {
     let pair = tunnelled();
     let echo = arp_request(VNIC);
     let last = numbered(VNIC, CLIENT, 99);
-    let all = Crossing { arp: true, dhcp: true, ra: true, addresses: None };
+    let all = Crossing { arp: true, dhcp: true, ra: true, ..Crossing::default() };
     pair.a.run(async { filters::guard_lan_end(VNI, VNIC, all).await.unwrap() });
     let echoed = || {
         pair.client.write(&echo);
@@ -159,7 +159,7 @@ fn nothing_goes_from_tunnel_to_tunnel() {
     let mut second = spec(1);
     (second.vni, second.mac) = (VNI + 1, STRANGER);
     pair.a.run(async {
-        let crossing = Crossing { arp: true, dhcp: true, ra: true, addresses: None };
+        let crossing = Crossing { arp: true, dhcp: true, ra: true, ..Crossing::default() };
         Tunnels::open().unwrap().build_lan_end(&second, "lan0", true, crossing).await.unwrap();
     });
     pair.vm.write(&numbered(STRANGER, VNIC, 1));
@@ -214,7 +214,7 @@ fn in_a_lan_that_it_has_not_reached_the_vm_speaks_with_its_one_address() {
     }
     let pair = tunnelled();
     let addresses = Addresses { v4: Some([10, 1, 0, 1].into()), v6: None };
-    let crossing = Crossing { arp: true, addresses: Some(addresses), ..Crossing::default() };
+    let crossing = Crossing { arp: true, addresses: Some(addresses), arriving: true, ..Crossing::default() };
     pair.a.run(async { filters::guard_lan_end(VNI, VNIC, crossing).await.unwrap() });
     let patched = |frame: Vec<u8>, at: usize, bytes: &[u8]| {
         let mut frame = frame;
@@ -237,5 +237,43 @@ fn in_a_lan_that_it_has_not_reached_the_vm_speaks_with_its_one_address() {
         ("another's MAC", large_v4(CLIENT, STRANGER, 100)),
     ];
     let last = large_v4(CLIENT, VNIC, 200);
-    assert_eq!(that_pass(&pair.vm, &pair.client, &frames, &last), ["link-local", "own", "own arp", "probe"]);
+    assert_eq!(that_pass(&pair.vm, &pair.client, &frames, &last), ["own", "own arp", "probe"]);
+}
+
+/// What a kernel says of IPv6 by itself when a card comes up would make the LAN take an interest in the VM too early.
+#[test]
+fn in_a_lan_that_it_has_not_reached_the_vm_asks_for_routers_where_they_give_its_address_alone() {
+    if !able() {
+        return;
+    }
+    let pair = tunnelled();
+    let from = |kind: u8, source: [u8; 16]| {
+        let mut frame = icmpv6(CLIENT, VNIC, kind);
+        frame[22..38].copy_from_slice(&source);
+        frame
+    };
+    let link_local = |last| [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let own = [0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+    let frames = [
+        ("from its address", from(135, own)),
+        ("link-local", from(135, link_local(7))),
+        ("detection of duplicates", from(135, [0; 16])),
+        ("router solicitation", from(133, link_local(8))),
+        ("report of groups", from(143, link_local(9))),
+        ("older report of groups", from(131, link_local(10))),
+    ];
+    let pass = |crossing: Crossing| {
+        pair.a.run(async { filters::guard_lan_end(VNI, VNIC, crossing).await.unwrap() });
+        that_pass(&pair.vm, &pair.client, &frames, &large_v4(CLIENT, VNIC, 200))
+    };
+    let v4 = Some([10, 1, 0, 1].into());
+    let addresses = Some(Addresses { v4, v6: Some(own.into()) });
+    let given = Crossing { arp: true, addresses, arriving: true, ..Crossing::default() };
+    assert_eq!(pass(given), ["from its address", "link-local"]);
+    let of_v4_alone = Crossing { addresses: Some(Addresses { v4, v6: None }), ..given };
+    assert_eq!(pass(of_v4_alone), Vec::<String>::new());
+    assert_eq!(pass(Crossing { dhcp: true, addresses: None, ..given }), Vec::<String>::new());
+    assert_eq!(pass(Crossing { ra: true, addresses: None, ..given }).len(), frames.len());
+    // The LAN that it leaves knows it.
+    assert_eq!(pass(Crossing { addresses: None, arriving: false, ..given }).len(), frames.len());
 }
