@@ -315,7 +315,7 @@ pub enum Decline {
     #[error("its tunnel ends could not be built: {0}")]
     Tunnel(String),
     #[error(
-        "the tunnel cannot carry the LAN's frames of {needed} bytes: the underlay passes {available}; raise its MTU, or allow outer fragmentation"
+        "the tunnel cannot carry the LAN's frames of {needed} bytes: the underlay passes {available}; raise its MTU to {needed}"
     )]
     Mtu { needed: u32, available: u32 },
 }
