@@ -114,7 +114,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             Some(fact) = facts.recv() => daemon.feed(fact).await,
             Some(call) = calls.recv() => daemon.call(call).await,
             Some(one) = told.recv() => daemon.told(one),
-            () = routes_changed.notified() => daemon.repair_routes(),
+            () = routes_changed.notified() => daemon.look_after_paths().await,
             Some(one) = progress.recv() => daemon.hear_of(one).await,
             () = daemon.release.due() => daemon.release_old().await,
             () = obtaining::sleep_until(extension), if extension.is_some() => daemon.extend(),

@@ -23,6 +23,8 @@ pub use owner::Owner;
 const PATIENCE: Duration = Duration::from_secs(12);
 /// The kernel is looked at so often meanwhile.
 const LOOK: Duration = Duration::from_millis(25);
+/// The owner is asked so often whether it has given up: it has better things to do.
+const ASK: Duration = Duration::from_millis(500);
 
 /// What is wanted for which vNIC.
 #[derive(Clone, Debug)]
@@ -101,8 +103,8 @@ pub async fn obtain(owner: Owner, wanted: &Wanted, now: impl Fn() -> Millis) -> 
     match owner {
         Owner::Nobody => by_us(wanted, now).await,
         Owner::Networkd => {
-            networkd::ask(wanted).await?;
-            by_owner(owner, wanted, async || networkd::complaint(wanted).await).await
+            let bus = networkd::ask(wanted).await?;
+            by_owner(owner, wanted, async || networkd::complaint(&bus, wanted).await).await
         }
         Owner::NetworkManager => {
             let activation = network_manager::ask(wanted).await?;
@@ -150,6 +152,7 @@ async fn by_owner(
 ) -> Result<Obtained, Failure> {
     let (vnics, mut routing) = (Vnics::open()?, Routing::open()?);
     let deadline = Instant::now() + PATIENCE;
+    let mut asked = Instant::now();
     loop {
         let found = standing(wanted, &vnics, &mut routing).await?;
         let has = |v4: bool| found.iter().any(|one| one.address.is_ipv4() == v4);
@@ -158,8 +161,11 @@ async fn by_owner(
             (false, true) => "IPv6 address with a router",
             (false, false) => return Ok(Obtained { addresses: found, lease: None }),
         };
-        if let Some(why) = complaint().await? {
-            return Err(Failure::Owner(owner, why));
+        if asked.elapsed() > ASK {
+            if let Some(why) = complaint().await? {
+                return Err(Failure::Owner(owner, why));
+            }
+            asked = Instant::now();
         }
         if Instant::now() > deadline {
             return Err(Failure::Late { owner, missing });

@@ -13,6 +13,7 @@ pub use self::raise::{got, plug, raise};
 use crate::{
     kernel::Kernel,
     neighbours,
+    obtain::Owner,
     record::{Change, Paths, Record},
     routing::Exit,
     sysctl,
@@ -50,11 +51,21 @@ fn take_over_family(
     neighbours::announce(exit.ifindex, paths.new.mac, exit.source)?;
     kernel.neighbours.refresh(exit.ifindex, exit.gateway)?;
     let old = paths.old.exits().next().map(|old| old.ifindex);
+    // Its routes are in the vNIC's own table, and its address may be exchanged by and by.
+    let owned = record.obtained.iter().any(|kept| kept.card.mac == paths.new.mac && kept.owner != Owner::Nobody);
+    if owned && !kernel.routing.is_connected(exit)? {
+        record.note(Change::Connected(*exit));
+        kernel.routing.connect(exit)?;
+    }
     let defaults = kernel.routing.default_routes()?;
     for was in defaults.into_iter().filter(|r| r.ifindex == old && r.v6 == exit.source.is_ipv6()) {
         let metric = was.metric;
         record.note(Change::DefaultRoute { was });
-        kernel.routing.replace_default(exit, metric)?;
+        if owned {
+            kernel.routing.replace_unbound_default(exit, metric)?;
+        } else {
+            kernel.routing.replace_default(exit, metric)?;
+        }
     }
     Ok(())
 }
@@ -115,6 +126,7 @@ pub async fn take_back(kernel: &mut Kernel, changes: Vec<Change>) -> Vec<String>
                 Ok(()) | Err(sysctl::Error::Absent { .. }) => Ok(()),
                 Err(error) => Err(chain(&error)),
             },
+            Change::Connected(exit) => kernel.routing.disconnect(&exit).map(drop).map_err(|e| chain(&e)),
             Change::DefaultRoute { was } => kernel.routing.restore_default(&was).map_err(|e| chain(&e)),
         };
         failures.extend(result.err());

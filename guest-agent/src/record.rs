@@ -43,6 +43,8 @@ pub enum Change {
     DefaultRoute {
         was: DefaultRoute,
     },
+    /// The main table knows the prefix as the vNIC's.
+    Connected(Exit),
 }
 
 /// A rule of ours.

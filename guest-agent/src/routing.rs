@@ -6,6 +6,7 @@
 //! Blocking, on one socket that is kept: at the flip the default route follows the priorities without a turn of the event
 //! loop between them. Layouts: linux/rtnetlink.h, linux/fib_rules.h.
 
+mod connected;
 mod watch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -131,7 +132,8 @@ impl Routing {
 
     /// Fills a table with the connected prefix and the default route of an exit. What is there already is replaced.
     pub fn fill_table(&mut self, table: u32, exit: &Exit) -> Result<(), Error> {
-        let requests = [connected_message(table, exit), default_message(table, exit, None)];
+        let requests =
+            [connected_message(table, exit, Source::Named), default_message(table, exit, None, Source::Named)];
         self.change_all(requests, || format!("route {} through {} in table {table}", exit.source, exit.gateway))
     }
 
@@ -182,7 +184,7 @@ impl Routing {
     /// Makes `exit` the default route of the main table at this metric, in one step: there is no moment without. Another
     /// default route of the same family and metric gives way; for IPv6 only on the kernel's terms, see `delete_default`.
     pub fn replace_default(&mut self, exit: &Exit, metric: u32) -> Result<(), Error> {
-        let request = default_message(libc::RT_TABLE_MAIN.into(), exit, Some(metric));
+        let request = default_message(libc::RT_TABLE_MAIN.into(), exit, Some(metric), Source::Named);
         self.change_all([request], || {
             format!("set the default route via {} for {} at metric {metric}", exit.gateway, exit.source)
         })
@@ -293,20 +295,34 @@ pub(crate) fn read_rule(payload: &[u8]) -> Option<Rule> {
 
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 
-fn connected_message(table: u32, exit: &Exit) -> Message {
+/// Whether a route says from which address packets come that have none yet, or the kernel chooses one of the card's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Named,
+    Open,
+}
+
+fn connected_message(table: u32, exit: &Exit, source: Source) -> Message {
     let mut header = fixed(family(exit.source), exit.prefix, 0, libc::RT_SCOPE_LINK);
     if exit.source.is_ipv6() {
         header[6] = libc::RT_SCOPE_UNIVERSE; // IPv6 knows no other
     }
-    Message::new(RTM_NEWROUTE, REPLACE)
+    let message = Message::new(RTM_NEWROUTE, REPLACE)
         .raw(&header)
         .attribute(RTA_TABLE, &table.to_ne_bytes())
         .attribute(RTA_DST, &octets(network(exit.source, exit.prefix)))
-        .attribute(RTA_OIF, &exit.ifindex.to_ne_bytes())
-        .attribute(RTA_PREFSRC, &octets(exit.source))
+        .attribute(RTA_OIF, &exit.ifindex.to_ne_bytes());
+    from(message, exit, source)
 }
 
-fn default_message(table: u32, exit: &Exit, metric: Option<u32>) -> Message {
+fn from(message: Message, exit: &Exit, source: Source) -> Message {
+    match source {
+        Source::Named => message.attribute(RTA_PREFSRC, &octets(exit.source)),
+        Source::Open => message,
+    }
+}
+
+fn default_message(table: u32, exit: &Exit, metric: Option<u32>, source: Source) -> Message {
     let mut header = fixed(family(exit.source), 0, 0, libc::RT_SCOPE_UNIVERSE);
     if exit.onlink() {
         header[8..].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
@@ -314,8 +330,8 @@ fn default_message(table: u32, exit: &Exit, metric: Option<u32>) -> Message {
     let message = Message::new(RTM_NEWROUTE, REPLACE)
         .raw(&header)
         .attribute(RTA_TABLE, &table.to_ne_bytes())
-        .attribute(RTA_OIF, &exit.ifindex.to_ne_bytes())
-        .attribute(RTA_PREFSRC, &octets(exit.source));
+        .attribute(RTA_OIF, &exit.ifindex.to_ne_bytes());
+    let message = from(message, exit, source);
     let message = match (exit.source, exit.gateway) {
         // RFC 5549: a gateway of the other family is written with its family.
         (IpAddr::V4(_), IpAddr::V6(gateway)) => {
@@ -436,7 +452,7 @@ mod tests {
         let rule = Rule { source: "2001:db8::7".parse().unwrap(), table: 7001, priority: 70 };
         let bytes = rule_message(RTM_NEWRULE, 0, &rule).seal(0);
         assert_eq!(read_rule(&bytes[16..]), Some(rule));
-        let route = default_message(254, &exit("192.0.2.7", 24, "192.0.2.254"), Some(5)).seal(0);
+        let route = default_message(254, &exit("192.0.2.7", 24, "192.0.2.254"), Some(5), Source::Named).seal(0);
         for length in 0..bytes.len() - 16 {
             let _ = read_rule(&bytes[16..16 + length]);
             let cut = &route[16..][..length.min(route.len() - 16)];

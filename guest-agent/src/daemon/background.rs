@@ -65,8 +65,16 @@ impl Daemon {
         }
     }
 
-    /// What another agent took away of our rules and routes.
-    pub(super) fn repair_routes(&mut self) {
+    /// Another program may have taken away what the paths need.
+    pub(super) async fn look_after_paths(&mut self) {
+        match path::upkeep::gone(&self.kernel, &self.record).await {
+            Ok(None) => self.repair_routes(), // they name the addresses
+            Ok(Some(why)) => self.feed(Event::Lost(why)).await,
+            Err(error) => tracing::warn!(error = %chain(&error), "an address of the new vNIC may be gone unnoticed"),
+        }
+    }
+
+    fn repair_routes(&mut self) {
         match path::upkeep::repair(&mut self.kernel, &self.record) {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => tracing::warn!(

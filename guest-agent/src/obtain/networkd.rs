@@ -35,14 +35,15 @@ pub(super) async fn claim(wanted: &Wanted) -> Result<(), Failure> {
 }
 
 /// Has it get what is wanted.
-pub(super) async fn ask(wanted: &Wanted) -> Result<(), Failure> {
-    Ok(reconfigure(&system_bus().await?, wanted.card.ifindex).await?)
+pub(super) async fn ask(wanted: &Wanted) -> Result<Connection, Failure> {
+    let bus = system_bus().await?;
+    reconfigure(&bus, wanted.card.ifindex).await?;
+    Ok(bus)
 }
 
 /// Why it has given up, if it has.
-pub(super) async fn complaint(wanted: &Wanted) -> Result<Option<String>, Failure> {
-    let bus = system_bus().await?;
-    let state = state(&bus, wanted.card.ifindex).await?;
+pub(super) async fn complaint(bus: &Connection, wanted: &Wanted) -> Result<Option<String>, Failure> {
+    let state = state(bus, wanted.card.ifindex).await?;
     Ok((state == "failed").then(|| format!("its link is failed; see \"{}\"", Owner::Networkd.log())))
 }
 

@@ -35,7 +35,7 @@ impl Owner {
     }
 
     /// The command that shows what it did.
-    pub(super) fn log(self) -> &'static str {
+    pub(crate) fn log(self) -> &'static str {
         match self {
             Owner::Nobody => "journalctl -u lsm-guest",
             Owner::Networkd => "journalctl -u systemd-networkd",

@@ -1,4 +1,4 @@
-//! Changes of rules, and of routes in tables that may be ours, as the kernel tells them. Wake-ups, not the truth: that is a
+//! Changes of rules, of routes in tables that may be ours, and addresses that go, as the kernel tells them. Wake-ups, not the truth: that is a
 //! dump.
 
 use netlink_sys::Socket;
@@ -11,7 +11,7 @@ use crate::{
     raw::watch,
 };
 
-/// The rules and routes of one network namespace.
+/// The rules, routes and addresses of one network namespace.
 pub struct Watch {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,
@@ -26,15 +26,19 @@ impl Watch {
     /// When the socket cannot be opened.
     pub fn open(least_table: u32) -> Result<Self, Error> {
         // linux/rtnetlink.h, enum rtnetlink_groups.
+        const RTNLGRP_IPV4_IFADDR: u32 = 5;
         const RTNLGRP_IPV4_ROUTE: u32 = 7;
         const RTNLGRP_IPV4_RULE: u32 = 8;
+        const RTNLGRP_IPV6_IFADDR: u32 = 9;
         const RTNLGRP_IPV6_ROUTE: u32 = 11;
         const RTNLGRP_IPV6_RULE: u32 = 19;
 
         let open = || {
             let socket = netlink::socket(libc::NETLINK_ROUTE)?;
             socket.set_non_blocking(true)?;
-            for group in [RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE] {
+            let rules = [RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE];
+            let routes = [RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE];
+            for group in [rules, routes, [RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR]].concat() {
                 socket.add_membership(group)?;
             }
             Ok(Watch { socket: watch(socket, Interest::READABLE)?, buffer: Vec::new(), least_table })
@@ -67,7 +71,7 @@ impl Watch {
 
 fn may_be_ours(kind: u16, payload: &[u8], least_table: u32) -> bool {
     match kind {
-        RTM_NEWRULE | RTM_DELRULE => true,
+        RTM_NEWRULE | RTM_DELRULE | libc::RTM_DELADDR => true,
         RTM_NEWROUTE | RTM_DELROUTE => {
             payload.split_at_checked(FIXED).is_some_and(|(fixed, rest)| table_of(fixed, rest) >= least_table)
         }

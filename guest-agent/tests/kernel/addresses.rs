@@ -184,6 +184,54 @@ fn a_default_route_is_replaced_in_place_and_restored_as_it_was() {
     });
 }
 
+/// As systemd-networkd and NetworkManager have it when they are told to keep a card's routes in another table.
+#[test]
+fn the_main_table_reaches_the_lan_of_a_card_whose_owner_keeps_its_routes_elsewhere() {
+    alone(|| {
+        no_link_local();
+        let way_out = || run("ip route show dev b") + &run("ip -6 route show dev b");
+        run("ip link add name b type veth peer name gb");
+        run("ip link set dev b up");
+        run("ip link set dev gb up");
+        run("ip address add 198.51.100.7/24 dev b noprefixroute");
+        run("ip address add 2001:db8:b::7/64 dev b nodad noprefixroute");
+        let before = way_out();
+        let mut routing = Routing::open().unwrap();
+        let ifindex = if_nametoindex("b").unwrap();
+        let exits = [("198.51.100.7", 24, "198.51.100.254"), ("2001:db8:b::7", 64, "2001:db8:b::fe")].map(
+            |(source, prefix, gateway)| Exit { ifindex, source: address(source), prefix, gateway: address(gateway) },
+        );
+        for exit in &exits {
+            assert!(routing.replace_unbound_default(exit, 100).is_err(), "its gateway is out of reach");
+            assert_eq!(routing.connect(exit).unwrap(), Changed::Yes);
+            assert_eq!(routing.connect(exit).unwrap(), Changed::No);
+            routing.replace_unbound_default(exit, 100).unwrap();
+        }
+        // A lease that is exchanged takes none of it away; with the parameter that systemd sets the second address outlives
+        // the first.
+        run("sysctl -q -w net.ipv4.conf.b.promote_secondaries=1");
+        run("ip address add 198.51.100.8/24 dev b noprefixroute");
+        run("ip address delete 198.51.100.7/24 dev b");
+        run("ip address delete 2001:db8:b::7/64 dev b");
+        let left = way_out();
+        for route in ["default via 198.51.100.254", "198.51.100.0/24", "default via 2001:db8:b::fe", "2001:db8:b::/64"]
+        {
+            assert!(left.contains(route), "{route} is gone: {left}");
+        }
+        run("ip address add 198.51.100.7/24 dev b noprefixroute");
+        run("ip address delete 198.51.100.8/24 dev b");
+        run("ip address add 2001:db8:b::7/64 dev b nodad noprefixroute");
+        for route in routing.default_routes().unwrap() {
+            routing.delete_default(&route).unwrap();
+        }
+        for exit in &exits {
+            assert_eq!(routing.disconnect(exit).unwrap(), Changed::Yes);
+            assert_eq!(routing.disconnect(exit).unwrap(), Changed::No);
+        }
+        assert_eq!(way_out(), before);
+    });
+}
+
 #[test]
 fn a_parameter_of_this_namespace_is_set() {
     alone(|| {

@@ -1,6 +1,7 @@
 //! The whole agent with addresses from a LAN, asked by hand: got, given back, lost.
 
 use std::{
+    net::Ipv4Addr,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -114,6 +115,47 @@ fn a_lease_that_its_server_takes_back_before_the_move_ends_the_preparation() {
         comes_back(&before);
         let log = agent.log();
         assert!(log.contains("10.2.0.57 is lost: DHCP server 10.2.0.1 refused"), "{log}");
+    });
+}
+
+/// As an owner does it whose lease has run out, or who is stopped.
+#[test]
+fn an_address_that_is_taken_away_before_the_move_ends_the_preparation() {
+    alone(|| {
+        let (_home, lan) = vm();
+        let Some(_server) = dnsmasq(&lan, "10.2.0.200,10.2.0.210") else { return };
+        let agent = Agent::start();
+        let before = state();
+        agent.prepares(&["dhcp"]);
+        agent.is("prepared");
+        let got = got_v4(&run("ip -o address show dev v scope global"));
+        run(&format!("ip address delete {got}/24 dev v"));
+        agent.is("idle");
+        comes_back(&before);
+        let log = agent.log();
+        assert!(log.contains(&format!("somebody has taken {got} away from it")), "{log}");
+    });
+}
+
+#[test]
+fn a_lease_that_becomes_another_address_before_the_move_ends_the_preparation() {
+    alone(|| {
+        static REQUESTS: AtomicU32 = AtomicU32::new(0);
+        let (_home, lan) = vm();
+        wicked(&lan, |kind| match kind {
+            DISCOVER => Some((OFFER, OFFERED, SHORT.to_vec())),
+            3 if REQUESTS.fetch_add(1, Ordering::SeqCst) == 0 => Some((ACK, OFFERED, SHORT.to_vec())),
+            3 => Some((ACK, Ipv4Addr::new(10, 2, 0, 58), SHORT.to_vec())),
+            _ => None,
+        });
+        let agent = Agent::start();
+        let before = state();
+        agent.prepares(&["dhcp"]);
+        assert!(run("ip -o address show dev v").contains("10.2.0.57"));
+        agent.is("idle");
+        comes_back(&before);
+        let log = agent.log();
+        assert!(log.contains("the lease of 10.2.0.57 became one of 10.2.0.58"), "{log}");
     });
 }
 
