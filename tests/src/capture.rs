@@ -27,7 +27,7 @@ use socket2::Socket;
 mod filter;
 mod frame;
 
-pub use frame::{ACK, Arp, Datagram, FIN, Frame, Mac, Multipath, Packet, RST, SYN, Segment, Subtype};
+pub use frame::{ACK, Arp, Datagram, FIN, Frame, Icmpv6, Mac, Multipath, Packet, RST, SYN, Segment, Subtype};
 
 /// Room for what the kernel holds while this process does not run, in bytes.
 const KERNEL_BUFFER: usize = 64 << 20;
@@ -39,9 +39,11 @@ pub struct Scope {
     pub namespace: Option<PathBuf>,
     /// Only this interface; none: all of them, also those that appear later, such as an incoming VM's tap.
     pub interface: Option<String>,
-    /// Only TCP and UDP from or to these, and all ARP and RARP; none: of everyone. A host that carries a migration needs
+    /// Only TCP and UDP from or to these, and ARP and RARP of everyone; none: of everyone. A host that carries a migration needs
     /// it: the migration's own stream would drown the rest.
     pub macs: Vec<Mac>,
+    /// Whatever it is, not TCP, UDP and ARP alone.
+    pub everything: bool,
 }
 
 /// A capture could not start.
@@ -160,8 +162,8 @@ fn open(scope: &Scope) -> Result<OwnedFd, CaptureError> {
         }
         let socket = kernel(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll))
             .map_err(|error| ("no packet socket", error))?;
-        let socket =
-            filtered(socket, &filter::program(&scope.macs)).map_err(|error| ("the filter is refused", error))?;
+        let socket = filtered(socket, &filter::program(&scope.macs, scope.everything))
+            .map_err(|error| ("the filter is refused", error))?;
         (|| {
             setsockopt(&socket, sockopt::RcvBufForce, &KERNEL_BUFFER)?;
             setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;

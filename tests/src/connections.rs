@@ -1,14 +1,13 @@
 //! Connections that carry traffic while a test does its worst, and that must be alive and whole afterwards.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
     shell::{LabError, Result, program, wait_for},
     stage::{Stage, TCP},
-    topology::CLIENT,
     traffic::{
         self, ClientOptions, ClientProcess, Connection, ConnectionLog, Counters, Log, Nanos, Origin, Subflow,
         TrafficError,
@@ -46,7 +45,7 @@ impl Connections {
     /// # Errors
     /// One did not come about.
     pub fn open(stage: &Stage, plain: u16) -> Result<Connections> {
-        let options = ClientOptions { connections: 3, listen: LISTEN, accept: 1, plain, ..quiet(address(stage)?) };
+        let options = ClientOptions { connections: 3, listen: LISTEN, accept: 1, plain, ..quiet(&addresses(stage)?) };
         Connections::open_as(stage, &options)
     }
 
@@ -56,14 +55,16 @@ impl Connections {
     /// One did not come about.
     pub fn open_busy(stage: &Stage, by_client: u16, by_vm: u16) -> Result<Connections> {
         let period = Duration::from_millis(20);
-        let base = quiet(address(stage)?);
+        let base = quiet(&addresses(stage)?);
         let options = ClientOptions { connections: by_client, accept: by_vm, plain: 0, period, ..base };
         Connections::open_as(stage, &options)
     }
 
     fn open_as(stage: &Stage, options: &ClientOptions) -> Result<Connections> {
-        let (client, to) = (spawn(stage, options)?, format!("{CLIENT}:{}", options.listen));
-        let open = format!("chrt -f 10 lsm-traffic open --to {to} --count {}", options.accept);
+        let client = spawn(stage, options)?;
+        let to = stage.topology.client().into_iter().map(|client| SocketAddr::new(client, options.listen));
+        let to: String = to.map(|to| format!(" --to {to}")).collect();
+        let open = format!("chrt -f 10 lsm-traffic open{to} --count {}", options.accept);
         stage.guest.spawn("open", &open)?;
         Connections::begin(stage, client)
     }
@@ -73,7 +74,7 @@ impl Connections {
     /// # Errors
     /// One did not come about.
     pub fn open_to(stage: &Stage, port: u16, multipath: u16) -> Result<Connections> {
-        let base = quiet(address(stage)?);
+        let base = quiet(&addresses(stage)?);
         let options = ClientOptions { tcp: port, connections: multipath, accept: 0, plain: 0, ..base };
         Connections::begin(stage, spawn(stage, &options)?)
     }
@@ -91,7 +92,8 @@ impl Connections {
     /// # Errors
     /// One did not come about.
     pub fn open_at(stage: &Stage, address: IpAddr, multipath: u16, plain: u16) -> Result<Connections> {
-        let options = ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(address) };
+        let options =
+            ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(&[address]) };
         Connections::begin(stage, spawn(stage, &options)?)
     }
 
@@ -179,8 +181,8 @@ impl Connections {
     }
 }
 
-fn quiet(to: IpAddr) -> ClientOptions {
-    ClientOptions { tcp: TCP, udp: None, period: Duration::from_millis(40), ..ClientOptions::new(to) }
+fn quiet(to: &[IpAddr]) -> ClientOptions {
+    ClientOptions { tcp: TCP, udp: None, period: Duration::from_millis(40), ..ClientOptions::to_all(to) }
 }
 
 fn spawn(stage: &Stage, options: &ClientOptions) -> Result<ClientProcess> {
@@ -189,15 +191,26 @@ fn spawn(stage: &Stage, options: &ClientOptions) -> Result<ClientProcess> {
     ClientProcess::spawn(command, options).map_err(lab)
 }
 
-/// Where the VM can be reached now: it has another address after each move.
+/// The first of [`addresses`].
 ///
 /// # Errors
-/// It has none, or does not answer.
+/// As there.
 pub fn address(stage: &Stage) -> Result<IpAddr> {
-    let listing = stage.guest.must("ip -4 -o addr show scope global")?;
-    let address = listing.split_whitespace().skip_while(|word| *word != "inet").nth(1).unwrap_or_default();
-    let address = address.split('/').next().and_then(|address| address.parse().ok());
-    address.ok_or_else(|| LabError::Other(format!("the VM has no address: {listing}")))
+    addresses(stage).map(|all| all[0])
+}
+
+/// Where the client can reach the VM now, IPv4 first: it has another address after each move.
+///
+/// # Errors
+/// It has none of a family that the client speaks, or does not answer.
+pub fn addresses(stage: &Stage) -> Result<Vec<IpAddr>> {
+    let listing = stage.guest.must("ip -o addr show scope global")?;
+    let spoken = stage.topology.client().into_iter().map(|client| {
+        let word = if client.is_ipv4() { "inet" } else { "inet6" };
+        let address = listing.split_whitespace().skip_while(|found| *found != word).nth(1)?;
+        address.split('/').next()?.parse().ok()
+    });
+    spoken.collect::<Option<_>>().ok_or_else(|| LabError::Other(format!("the VM lacks an address: {listing}")))
 }
 
 fn now() -> Nanos {

@@ -2,15 +2,17 @@
 
 mod live;
 mod one_move;
-mod timeline;
+pub mod timeline;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use crate::{
     report::{Curves, Demo},
     shell::{LabError, Result, program, run as run_command},
     stage::{Stage, StageOptions, TCP, UDP},
-    topology::CLIENT,
     traffic::{ClientOptions, ClientProcess, Connection, Log, Origin, subflows, token_of},
 };
 
@@ -132,8 +134,8 @@ struct Play<'a> {
     connections: Vec<(Connection, u32)>,
     /// All that the client has seen so far.
     log: Log,
-    /// The VM's address that the world uses now.
-    address: Ipv4Addr,
+    /// The VM's addresses that the world uses now, IPv4 first.
+    addresses: Vec<IpAddr>,
 }
 
 impl<'a> Play<'a> {
@@ -142,7 +144,7 @@ impl<'a> Play<'a> {
             let value = format!("net.ipv4.tcp_rmem=4096 {bytes} {}", bytes.max(6 << 20));
             run_command(stage.topology.ns("client").command("sysctl").args(["-qw", &value]))?;
         }
-        let address = stage.guest.domain().address;
+        let addresses = stage.guest.domain().addresses();
         let by_vm = options.connections.min(2);
         let client_options = ClientOptions {
             tcp: TCP,
@@ -152,10 +154,12 @@ impl<'a> Play<'a> {
             accept: by_vm,
             plain: 0,
             period: options.period,
-            ..ClientOptions::new(address.into())
+            ..ClientOptions::to_all(&addresses)
         };
         let mut client = spawn(stage, &client_options)?;
-        stage.guest.spawn("open", &format!("chrt -f 10 lsm-traffic open --to {CLIENT}:{LISTEN} --count {by_vm}"))?;
+        let to = stage.topology.client().into_iter().map(|client| format!(" --to {}", SocketAddr::new(client, LISTEN)));
+        let to: String = to.collect();
+        stage.guest.spawn("open", &format!("chrt -f 10 lsm-traffic open{to} --count {by_vm}"))?;
         let opened = client.ready(Duration::from_secs(30)).map_err(lab)?;
         let known = subflows(stage.topology.ns("client").command("ss")).map_err(lab)?;
         let mut connections = Vec::new();
@@ -170,7 +174,7 @@ impl<'a> Play<'a> {
             "{} MPTCP connections carry traffic both ways, {by_vm} of them opened by the VM",
             connections.len()
         ));
-        Ok(Play { stage, options, live, client, connections, log: Log::default(), address })
+        Ok(Play { stage, options, live, client, connections, log: Log::default(), addresses })
     }
 
     /// The traffic that MPTCP cannot move: one plain TCP connection and a stream of datagrams.
@@ -183,7 +187,7 @@ impl<'a> Play<'a> {
             accept: 0,
             plain: 1,
             period: self.options.period,
-            ..ClientOptions::new(self.address.into())
+            ..ClientOptions::to_all(&self.addresses)
         };
         let mut client = spawn(self.stage, &options)?;
         client.ready(Duration::from_secs(30)).map_err(lab)?;

@@ -60,11 +60,16 @@ const MASKED: [&str; 30] = [
     "systemd-user-sessions.service",
 ];
 
-/// networkd asks for the first card's address, as Debian's cloud images have it; it is told nothing of the second.
-const NETWORKD: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n";
-/// The same for NetworkManager.
+/// networkd asks for an address on every card, as Debian's cloud images have it; the package's file keeps it off the second.
+const NETWORKD: &str = "[Match]\nName=eth*\n\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n";
+const NETWORKD_SPARE: &str = include_str!("../../packaging/guest/networkd-spare.network");
+/// The same for NetworkManager, which makes a profile by itself for a card that has none.
 const NETWORK_MANAGER: &str =
     "[connection]\nid=eth0\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n";
+
+const NETWORK_MANAGER_SPARE: &str = include_str!("../../packaging/guest/NetworkManager.conf");
+/// The spare vNIC in those files as they are shipped, and in the lab.
+const SPARE: [&str; 2] = ["52:54:00:aa:00:02", "52:54:00:aa:01:02"];
 
 /// The disk.
 ///
@@ -100,11 +105,14 @@ pub(crate) fn onto(
         Some(Owner::Networkd) => {
             wanted.push("systemd-networkd".into());
             file("/etc/systemd/system/NetworkManager.service", LINK, "/dev/null");
-            file("/etc/systemd/network/50-eth0.network", 0o644, NETWORKD);
+            file("/etc/systemd/network/50-cards.network", 0o644, NETWORKD);
+            file("/etc/systemd/network/00-lsm-spare.network", 0o644, &NETWORKD_SPARE.replace(SPARE[0], SPARE[1]));
         }
         Some(Owner::NetworkManager) => {
             file("/etc/systemd/system/systemd-networkd.service", LINK, "/dev/null");
             file("/etc/NetworkManager/system-connections/eth0.nmconnection", 0o600, NETWORK_MANAGER);
+            let spare = NETWORK_MANAGER_SPARE.replace(SPARE[0], SPARE[1]);
+            file("/etc/NetworkManager/conf.d/90-lsm.conf", 0o644, &spare);
         }
         // The recipe was given the lab's own root filesystem, which has both.
         None => file("/etc/systemd/system/NetworkManager.service", LINK, "/dev/null"),

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod distribution;
 pub mod domain;
 pub mod exec;
+pub mod family;
 pub mod faults;
 pub mod guest;
 pub mod image;

@@ -92,6 +92,16 @@ impl Netns {
         })?
     }
 
+    /// Lets an interface have IPv6, without waiting for whether its addresses are the only ones, nor heeding routers.
+    ///
+    /// # Errors
+    /// The kernel has none.
+    pub fn enable_ipv6(&self, interface: &str) -> Result<()> {
+        let settings = [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")];
+        let settings = settings.map(|(name, value)| (format!("net/ipv6/conf/{interface}/{name}"), value));
+        self.sysctl(&settings.each_ref().map(|(name, value)| (name.as_str(), *value)))
+    }
+
     /// Runs `work` on a thread of its own inside the namespace: sockets that it opens belong to it for good.
     ///
     /// # Errors

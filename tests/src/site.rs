@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -127,7 +127,7 @@ impl Site {
         write(&dir, "etc/lab-bus.conf", BUS)?;
         write(&dir, "etc/libvirt/libvirtd.conf", &libvirtd_conf(plan.number, plan.wan))?;
         write(&dir, "etc/libvirt/qemu.conf", &qemu_conf(name, plan.wan))?;
-        authority.equip(&dir.join("etc/pki"), name, plan.wan.into())?;
+        authority.equip(&dir.join("etc/pki"), name, plan.wan)?;
         if options.kvm {
             write(&dir, "use-kvm", "")?;
         }
@@ -308,7 +308,7 @@ const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus C
 </busconfig>
 "#;
 
-fn libvirtd_conf(number: u8, wan: Ipv4Addr) -> String {
+fn libvirtd_conf(number: u8, wan: IpAddr) -> String {
     // Two libvirts with the same host_uuid refuse to migrate to each other.
     format!(
         r#"host_uuid = "4c534d00-0000-4000-8000-0000000000{number:02x}"
@@ -323,7 +323,7 @@ unix_sock_group = "root"
     )
 }
 
-fn qemu_conf(name: &str, wan: Ipv4Addr) -> String {
+fn qemu_conf(name: &str, wan: IpAddr) -> String {
     // stdio_handler: without virtlogd. cgroups and security drivers: not the lab's matter.
     format!(
         r#"user = "root"

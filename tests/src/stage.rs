@@ -1,5 +1,7 @@
 //! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
 
+mod host_toml;
+
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
@@ -15,12 +17,12 @@ use crate::{
     domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
     image::{ImageBuilder, static_program},
-    lan::{self, Lan, LanOptions},
+    lan::{Lan, LanOptions},
     needs,
     pki::Authority,
     shell::{During as _, LabError, Process, Result, program, run, wait_for},
     site::{LabDir, Site, SiteOptions},
-    topology::{SitePlan, Topology, TopologyOptions},
+    topology::{Topology, TopologyOptions},
     vsock_device::VsockDevice,
 };
 
@@ -57,12 +59,12 @@ pub struct StageOptions {
     pub modules: Vec<String>,
     /// More devices, as XML.
     pub devices: String,
-    /// The VM is a whole distribution, with this owner of its network cards; a DHCP server and a router that advertises
-    /// itself are on each LAN then.
+    /// The VM is a whole distribution, with this owner of its network cards.
     pub distribution: Option<Owner>,
     /// The same on a disk of its own, with an agent installed and somebody who owns its network cards.
     pub disk: Option<PathBuf>,
-    /// How VMs get their addresses of each LAN, as in host.toml.
+    /// How VMs get their addresses of each LAN, as in host.toml. A DHCP server and a router that advertises itself are on
+    /// each LAN where that is not `static`, or the VM is a distribution.
     pub addressing: String,
 }
 
@@ -144,7 +146,7 @@ pub struct Stage {
     pub vsock: Option<VsockDevice>,
     pub sites: Vec<Arc<Site>>,
     hook: PathBuf,
-    /// Where the VM is a distribution: who gives out addresses, in the order of the sites.
+    /// Who gives out addresses, in the order of the sites; see [`StageOptions::addressing`].
     pub lans: Vec<Lan>,
     _lab: LabDir,
     pub topology: Topology,
@@ -212,7 +214,7 @@ impl Stage {
             let site_options = SiteOptions {
                 hook: Some(program("lab-hook")?),
                 files: vec![
-                    ("/etc/lsm/host.toml".into(), host_toml(&topology, &plan.name, options)),
+                    ("/etc/lsm/host.toml".into(), host_toml::text(&topology, &plan.name, options)),
                     ("/etc/lsm/real-hook".into(), hook.display().to_string()),
                 ],
                 kvm,
@@ -231,6 +233,7 @@ impl Stage {
         domain.vcpus = options.vcpus;
         domain.cores = options.cores.clone();
         domain.memory_mib = options.memory_mib;
+        domain.family = options.topology.family;
         domain.channel = options.channel;
         domain.devices.clone_from(&options.devices);
         if !options.metadata {
@@ -241,7 +244,7 @@ impl Stage {
             Channel::Serial | Channel::Vsock => None,
         };
         let mut lans = Vec::new();
-        if whole {
+        if whole || options.addressing != "static" {
             let reserved = vec![(domain.mac_a.clone(), 10)];
             for plan in topology.sites() {
                 let lan_options = LanOptions { reserved: reserved.clone(), ..LanOptions::default() };
@@ -451,6 +454,18 @@ impl Stage {
         Ok(was)
     }
 
+    /// What everybody has to say when something went wrong: both services, the agent, the VM's network, the LANs' servers.
+    #[must_use]
+    pub fn story(&self) -> String {
+        let ask = "cat /var/log/lsm-guest.log 2>/dev/null || journalctl --no-pager -o short-monotonic -u lsm-guest; \
+                   ip addr; ip rule; ip -6 rule; ip route show table all; ip mptcp endpoint; ip neigh; ss -tinHO; \
+                   timeout 5 lsm-guest status";
+        let guest = self.guest.exec(ask).map_or_else(|error| crate::shell::chain(&error), |outcome| outcome.stdout);
+        let hosts = self.sites.iter().map(|site| format!("---- {}\n{}\n", site.name(), self.log(site.name())));
+        let lans = self.lans.iter().map(|lan| format!("---- a LAN's servers\n{}\n", lan.log()));
+        hosts.chain([format!("---- the VM\n{guest}\n")]).chain(lans).collect()
+    }
+
     /// What the host service there has logged.
     #[must_use]
     pub fn log(&self, site: &str) -> String {
@@ -480,38 +495,4 @@ fn installed(image: ImageBuilder, agent: &Path) -> Result<ImageBuilder> {
         .file("/etc/dbus-1/system.d/org.lsm.Guest1.conf", 0o644, *bus)
         .file("/etc/tmpfiles.d/lsm.conf", 0o644, *include_bytes!("../../packaging/tmpfiles.conf"))
         .unit("lsm-guest", include_str!("../../systemd/lsm-guest.service")))
-}
-
-/// What `[lan.NAME]` says of addresses.
-fn addressing(site: &SitePlan, word: &str) -> String {
-    let (v4, v6) = (format!("\"{}/24\"", site.address(0)), format!("\"{}/64\"", lan::prefix(site)));
-    match word {
-        "static" => format!(
-            "prefix = {v4}\ngateway = \"{}\"\npool = \"{}-{}\"\n",
-            site.gateway,
-            site.address(100),
-            site.address(199)
-        ),
-        "dhcp" => format!("prefix = {v4}\naddressing = \"{word}\"\n"),
-        "slaac" => format!("prefix = {v6}\naddressing = \"{word}\"\n"),
-        _ => format!("prefix = [{v4}, {v6}]\naddressing = \"{word}\"\n"),
-    }
-}
-
-fn host_toml(topology: &Topology, name: &str, options: &StageOptions) -> String {
-    let site = topology.site(name);
-    let policy = &options.policy;
-    let mut text = format!(
-        "name = \"{name}\"\n\n[tunnel]\naddress = \"{wan}\"\n\n[lan.{name}]\nbridge = \"{bridge}\"\n{addressing}",
-        wan = site.wan,
-        bridge = site.bridge,
-        addressing = addressing(site, &options.addressing),
-    );
-    for peer in topology.sites().iter().filter(|peer| peer.name != name) {
-        text.push_str(&format!("\n[peer.{}]\naddress = \"{}:16519\"\n", peer.name, peer.wan));
-    }
-    text.push_str(&format!("\n[policy]\n{policy}\n"));
-    // The machine's own directories are no place for a lab's history.
-    text.push_str("\n[reports]\nhistory = \"/run/lsm-history\"\nmetrics = \"/run/lsm-metrics\"\n");
-    text
 }

@@ -7,17 +7,20 @@
 //!  10.9.0.2  +- 10.9.0.1 -- (other sites)                  | wire wan_rtt
 //!                                                         wan (router) ---- (other sites)
 //! ```
-//! Site number i (from 1) has LAN 10.i.0.0/24 with gateway 10.i.0.1, and WAN address 172.30.i.2.
+//! Site number i (from 1) has LAN 10.i.0.0/24 with gateway 10.i.0.1, and WAN address 172.30.i.2. In IPv6, where it is
+//! spoken, these are 2001:db8:i::/64 and 2001:db8:i::1, and fd00:30:i::2; the client is 2001:db8:9::2.
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use crate::{
+    family::Family,
+    lan,
     netns::Netns,
     shell::{LabError, Result, run},
     wire::{End, Wire, WireOptions},
@@ -25,6 +28,8 @@ use crate::{
 
 /// The client's one address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// Its one of IPv6, where that is spoken.
+pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2);
 /// Its interface.
 pub const CLIENT_INTERFACE: &str = "eth0";
 
@@ -52,6 +57,10 @@ pub struct TopologyOptions {
     pub wan_mtu: u32,
     /// MTU of the LANs.
     pub lan_mtu: u32,
+    /// What the client and the LANs speak.
+    pub family: Family,
+    /// Whether the hosts reach each other over IPv6.
+    pub wan_v6: bool,
     /// See [`WireOptions::queue`].
     pub queue: Duration,
     /// Raise the client's MPTCP limits to 8 subflows and 8 accepted addresses. The kernel's default accepts none.
@@ -72,6 +81,8 @@ impl Default for TopologyOptions {
             wan_rate_mbit: 200,
             wan_mtu: 1500,
             lan_mtu: 1500,
+            family: Family::V4,
+            wan_v6: false,
             queue: Duration::from_millis(50),
             client_mptcp_limits: true,
         }
@@ -90,7 +101,7 @@ pub struct SitePlan {
     /// The LAN's gateway; its prefix length is 24.
     pub gateway: Ipv4Addr,
     /// The host's address on the WAN.
-    pub wan: Ipv4Addr,
+    pub wan: IpAddr,
 }
 
 impl SitePlan {
@@ -99,7 +110,29 @@ impl SitePlan {
     pub fn address(&self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, self.number, 0, host)
     }
+
+    /// The same of its /64 of IPv6; the number is written as it would be in decimal.
+    #[must_use]
+    pub fn address6(&self, host: u8) -> Ipv6Addr {
+        let digits = u16::from_str_radix(&host.to_string(), 16).unwrap_or(host.into());
+        Ipv6Addr::new(0x2001, 0xdb8, self.number.into(), 0, 0, 0, 0, digits)
+    }
+
+    /// The gateway in IPv6.
+    #[must_use]
+    pub fn gateway6(&self) -> Ipv6Addr {
+        self.address6(1)
+    }
+
+    /// The host's address on the WAN and a port, as URLs and `host.toml` write them.
+    #[must_use]
+    pub fn wan_port(&self, port: u16) -> String {
+        SocketAddr::new(self.wan, port).to_string()
+    }
 }
+
+/// Of a router.
+const FORWARDS: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
 /// The bridge on each host for vNICs that are in no LAN: nothing else is in it.
 pub const SPARE_BRIDGE: &str = "lsm-spare";
@@ -112,6 +145,7 @@ pub struct Topology {
     wires: BTreeMap<String, Wire>,
     namespaces: BTreeMap<String, Netns>,
     plans: Vec<SitePlan>,
+    family: Family,
 }
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -124,15 +158,27 @@ impl Topology {
     pub fn new(options: &TopologyOptions) -> Result<Topology> {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("lsm{}.{number}", std::process::id());
-        let mut made = Topology { prefix, wires: BTreeMap::new(), namespaces: BTreeMap::new(), plans: Vec::new() };
+        let (wires, namespaces, plans) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut made = Topology { prefix, wires, namespaces, plans, family: options.family };
         for name in ["client", "edge", "wan"] {
             made.add_namespace(name)?;
         }
         made.join("client", CLIENT_INTERFACE, "edge", "client", 1500)?;
-        made.ns("client").ip(&format!(
-            "addr add {CLIENT}/24 dev {CLIENT_INTERFACE}\nroute add default via 10.9.0.1 dev {CLIENT_INTERFACE}\n"
-        ))?;
+        if options.family.v4() {
+            made.ns("client").ip(&format!(
+                "addr add {CLIENT}/24 dev {CLIENT_INTERFACE}\nroute add default via 10.9.0.1 dev {CLIENT_INTERFACE}\n"
+            ))?;
+        }
         made.ns("edge").ip("addr add 10.9.0.1/24 dev client\n")?;
+        if options.family.v6() {
+            made.ns("client").enable_ipv6(CLIENT_INTERFACE)?;
+            made.ns("edge").enable_ipv6("client")?;
+            made.ns("client").ip(&format!(
+                "addr add {CLIENT6}/64 dev {CLIENT_INTERFACE} nodad\n\
+                 route add default via 2001:db8:9::1 dev {CLIENT_INTERFACE}\n"
+            ))?;
+            made.ns("edge").ip("addr add 2001:db8:9::1/64 dev client nodad\n")?;
+        }
         if options.client_mptcp_limits {
             made.ns("client").ip("mptcp limits set subflows 8 add_addr_accepted 8\n")?;
         }
@@ -145,7 +191,7 @@ impl Topology {
             made.add_site(number, links, options)?;
         }
         for router in ["edge", "wan"] {
-            made.ns(router).sysctl(&[("net/ipv4/ip_forward", "1")])?;
+            made.ns(router).sysctl(&FORWARDS)?;
         }
         Ok(made)
     }
@@ -158,7 +204,11 @@ impl Topology {
             name: name.into(),
             bridge: format!("br-{name}"),
             gateway: Ipv4Addr::new(10, number, 0, 1),
-            wan: Ipv4Addr::new(172, 30, number, 2),
+            wan: if options.wan_v6 {
+                Ipv6Addr::new(0xfd00, 0x30, number.into(), 0, 0, 0, 0, 2).into()
+            } else {
+                Ipv4Addr::new(172, 30, number, 2).into()
+            },
         };
         self.add_namespace(name)?;
         self.add_namespace(&gateway_ns)?;
@@ -182,13 +232,28 @@ impl Topology {
         };
         self.connect(&format!("client-{name}"), ("edge", name), (&gateway_ns, "edge"), &wire)?;
         let SitePlan { gateway, wan, .. } = plan;
+        let (gateway6, gateway_ns) = (plan.gateway6(), gateway_ns.as_str());
         self.ns("edge").ip(&format!(
             "addr add 10.8.{number}.1/24 dev {name}\nroute add 10.{number}.0.0/24 via 10.8.{number}.2\n"
         ))?;
-        self.ns(&gateway_ns).ip(&format!(
+        self.ns(gateway_ns).ip(&format!(
             "addr add 10.8.{number}.2/24 dev edge\naddr add {gateway}/24 dev lan\nroute add default via 10.8.{number}.1\n"
         ))?;
-        self.ns(&gateway_ns).sysctl(&[("net/ipv4/ip_forward", "1")])?;
+        if options.family.v6() {
+            for (ns, interface) in [("edge", name), (gateway_ns, "edge"), (gateway_ns, "lan")] {
+                self.ns(ns).enable_ipv6(interface)?;
+            }
+            let subnet = lan::prefix(&plan);
+            self.ns("edge").ip(&format!(
+                "addr add 2001:db8:8:{number}::1/64 dev {name} nodad\n\
+                 route add {subnet}/64 via 2001:db8:8:{number}::2\n"
+            ))?;
+            self.ns(gateway_ns).ip(&format!(
+                "addr add 2001:db8:8:{number}::2/64 dev edge nodad\naddr add {gateway6}/64 dev lan nodad\n\
+                 route add default via 2001:db8:8:{number}::1\n"
+            ))?;
+        }
+        self.ns(gateway_ns).sysctl(&FORWARDS)?;
 
         // Host to the WAN's router.
         let wire = WireOptions {
@@ -208,8 +273,17 @@ impl Topology {
         } else {
             self.connect(&format!("wan-{name}"), (name, "wan"), ("wan", name), &wire)?;
         }
-        self.ns("wan").ip(&format!("addr add 172.30.{number}.1/24 dev {name}\n"))?;
-        self.ns(name).ip(&format!("addr add {wan}/24 dev wan\nroute add default via 172.30.{number}.1\n"))?;
+        let (router, length, flags) = match wan {
+            IpAddr::V4(_) => (format!("172.30.{number}.1"), 24, ""),
+            IpAddr::V6(_) => (format!("fd00:30:{number:x}::1"), 64, "nodad"),
+        };
+        if wan.is_ipv6() {
+            self.ns("wan").enable_ipv6(name)?;
+            self.ns(name).enable_ipv6("wan")?;
+        }
+        self.ns("wan").ip(&format!("addr add {router}/{length} dev {name} {flags}\n"))?;
+        self.ns(name)
+            .ip(&format!("addr add {wan}/{length} dev wan {flags}\nroute add default via {router} dev wan\n"))?;
         self.plans.push(plan);
         Ok(())
     }
@@ -231,6 +305,12 @@ impl Topology {
     pub fn wire(&self, name: &str) -> Result<&Wire> {
         let none = || LabError::Other(format!("the lab has no wire {name}, only {:?}", self.wires.keys()));
         self.wires.get(name).ok_or_else(none)
+    }
+
+    /// The client's addresses, IPv4 first.
+    #[must_use]
+    pub fn client(&self) -> Vec<IpAddr> {
+        self.family.of(CLIENT, CLIENT6)
     }
 
     /// The sites.

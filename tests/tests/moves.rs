@@ -8,15 +8,18 @@ use lsm_tests::{
     connections::Connections,
     demo::{self, DemoOptions, Live, Mode, Outcome},
     domain::{Channel, kernel_vsock},
+    family::Family,
     stage::{Stage, StageOptions, lacking},
+    topology::TopologyOptions,
 };
 
 /// Moves of eight connections, as the demo shows them.
 fn moves(mode: Mode, switch: &str, number: usize, kernel: &str) -> Outcome {
-    moves_over(Channel::Serial, mode, switch, number, kernel)
+    let stage = StageOptions { kernel: kernel.into(), ..StageOptions::default() };
+    moves_on(stage, mode, switch, number)
 }
 
-fn moves_over(channel: Channel, mode: Mode, switch: &str, number: usize, kernel: &str) -> Outcome {
+fn moves_on(stage: StageOptions, mode: Mode, switch: &str, number: usize) -> Outcome {
     let options = DemoOptions {
         mode,
         switch: switch.into(),
@@ -24,7 +27,7 @@ fn moves_over(channel: Channel, mode: Mode, switch: &str, number: usize, kernel:
         connections: 8,
         period: Duration::from_millis(20),
         client_buffer: None,
-        stage: StageOptions { kernel: kernel.into(), channel, ..StageOptions::default() },
+        stage,
     };
     let outcome = demo::run(&options, &Live::new(false)).unwrap();
     assert_eq!(outcome.faults, Vec::<String>::new());
@@ -54,8 +57,39 @@ fn there_and_back_over_vsock() {
         eprintln!("skipped: no /dev/vhost-vsock (modprobe vhost_vsock)");
     } else if !lacking() {
         for switch in ["early", "arrival"] {
-            assert_eq!(joined_before(&moves_over(Channel::Vsock, Mode::PreJoin, switch, 2, "6.12")), [8, 8]);
+            let stage = StageOptions { channel: Channel::Vsock, ..StageOptions::default() };
+            assert_eq!(joined_before(&moves_on(stage, Mode::PreJoin, switch, 2)), [8, 8]);
         }
+    }
+}
+
+/// Client, LANs and VM speak so, and the hosts with each other.
+fn spoken(family: Family, wan_v6: bool) -> StageOptions {
+    // What a full frame of a LAN becomes in a tunnel over IPv6, which nobody cuts.
+    let wan_mtu = if wan_v6 { 1570 } else { 1500 };
+    let topology = TopologyOptions { family, wan_v6, wan_mtu, ..TopologyOptions::default() };
+    StageOptions { topology, ..StageOptions::default() }
+}
+
+#[test]
+fn there_and_back_over_ipv6_alone() {
+    if !lacking() {
+        assert_eq!(joined_before(&moves_on(spoken(Family::V6, false), Mode::PreJoin, "early", 2)), [8, 8]);
+    }
+}
+
+/// Half of the connections begin on either family.
+#[test]
+fn there_and_back_with_both_families() {
+    if !lacking() {
+        assert_eq!(joined_before(&moves_on(spoken(Family::Dual, false), Mode::PreJoin, "arrival", 2)), [8, 8]);
+    }
+}
+
+#[test]
+fn between_hosts_that_speak_ipv6_alone() {
+    if !lacking() {
+        assert_eq!(joined_before(&moves_on(spoken(Family::Dual, true), Mode::PreJoin, "early", 1)), [8]);
     }
 }
 

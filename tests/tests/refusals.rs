@@ -119,7 +119,7 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
     let good = pki.with_extension("good");
     run(Command::new("cp").arg("-a").arg(&pki).arg(&good)).unwrap();
     let wan = scene.stage.topology.site("montreal").wan;
-    Authority::new("somebody else").unwrap().equip(&pki, "montreal", wan.into()).unwrap();
+    Authority::new("somebody else").unwrap().equip(&pki, "montreal", wan).unwrap();
     scene.stage.restart_service("montreal").unwrap();
     scene.refused(
         "a certificate of another authority",

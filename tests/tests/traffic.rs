@@ -119,7 +119,7 @@ fn traffic_moves_to_another_address_and_every_byte_arrives() {
     }
     let mut pair = Pair::new("move", None);
     let capture =
-        Capture::start(Scope { namespace: Some(pair.client.path()), interface: Some("c0".into()), macs: Vec::new() })
+        Capture::start(Scope { namespace: Some(pair.client.path()), interface: Some("c0".into()), ..Scope::default() })
             .unwrap();
     let mut client = ClientProcess::spawn(Command::new("false"), &few(OLD)).map_or_else(
         |error| {
@@ -186,20 +186,20 @@ fn traffic_moves_to_another_address_and_every_byte_arrives() {
     assert_eq!(recording.dropped, 0);
     let frames: Vec<&Frame> = recording.on("c0").collect();
     let new = NEW.parse().unwrap();
-    let joins = measure::joins(&frames, new);
+    let joins = measure::joins(&frames, &[new]);
     assert_eq!(joins.len(), joined.len(), "{joins:?}");
     assert!(joins.values().all(|at| *at < resumed));
     let usage = measure::usage(&frames, Window { from: switched, until: measured_until });
     for token in &tokens {
-        assert_eq!(measure::on_direct(*token, &all, &usage, new), Some(true), "token {token:08x}");
+        assert_eq!(measure::on_direct(*token, &all, &usage, &[new]), Some(true), "token {token:08x}");
     }
     let early = measure::usage(&frames, Window { from: log.from, until: resumed });
     assert!(early.keys().all(|flow| flow.vm.ip() != new), "a backup carried payload: {early:?}");
 
     // The cable's end at the client is also the tap in front of the VM.
     let of = measure::Move {
-        client: CLIENT.parse().unwrap(),
-        new,
+        client: &[CLIENT.parse().unwrap()],
+        new: &[new],
         resumed,
         at_client: &frames,
         source_tap: &[],

@@ -74,7 +74,8 @@ fn modules() -> io::Result<()> {
     Ok(())
 }
 
-/// `lab.address=A/LEN lab.gateway=G lab.mtu=M lab.name=N` of the kernel's command line, for the first card.
+/// `lab.address=A/LEN lab.gateway=G lab.mtu=M lab.name=N` of the kernel's command line, for the first card; of IPv6
+/// `lab.address6=` and `lab.gateway6=`.
 fn network() -> io::Result<()> {
     let line = fs::read_to_string("/proc/cmdline")?;
     let value = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
@@ -91,11 +92,18 @@ fn network() -> io::Result<()> {
     if let Some(gateway) = value("lab.gateway=") {
         commands.push_str(&format!("route add default via {gateway}\n"));
     }
-    fs::write("/tmp/network", commands)?;
     // No IPv6 chatter from the lab's cards unless a test wants it.
-    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let v6 = value("lab.address6=");
+    if let (Some(address), Some(gateway)) = (v6, value("lab.gateway6=")) {
+        commands.push_str(&format!(
+            "addr add {address} dev eth0 nodad\nlink set eth0 up\nroute add default via {gateway} dev eth0\n"
+        ));
+    }
+    fs::write("/tmp/network", commands)?;
+    for card in ["default", "eth0", "eth1"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{card}/disable_ipv6"), if v6.is_some() { "0" } else { "1" });
+    }
     for card in ["eth0", "eth1"] {
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{card}/disable_ipv6"), "1");
         // Received frames are a thread's work, which programs of a real-time priority need not wait for.
         let _ = fs::write(format!("/sys/class/net/{card}/threaded"), "1");
     }

@@ -58,6 +58,12 @@ struct Arguments {
     /// Virtual CPUs of the VM.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
+    /// What client, VM and LANs speak: IPv4, IPv6 or both, on half of the connections each.
+    #[arg(long, default_value = "4", value_parser = ["4", "6", "dual"])]
+    family: String,
+    /// What the hosts and the tunnels between them speak; with 6 the WAN has an MTU of 1570.
+    #[arg(long, default_value = "4", value_parser = ["4", "6"])]
+    underlay: String,
     /// Write the figures there as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -99,10 +105,14 @@ fn main() -> ExitCode {
         client_rtt: milliseconds(client),
         wan_rtt: milliseconds(wan),
     };
+    let wan_v6 = arguments.underlay == "6";
     let topology = TopologyOptions {
         sites: vec![site("montreal", arguments.rtt_far, arguments.rtt_wan), site("dallas", arguments.rtt_near, 0.0)],
         client_rate_mbit: arguments.rate,
         wan_rate_mbit: arguments.rate,
+        family: arguments.family.parse().unwrap_or_default(),
+        wan_v6,
+        wan_mtu: if wan_v6 { 1570 } else { 1500 },
         ..TopologyOptions::default()
     };
     let cores = Cores::divide(arguments.vcpus);

@@ -31,8 +31,9 @@ enum Role {
     },
     /// The VM's end of connections that it opens itself
     Open {
-        #[arg(long)]
-        to: SocketAddr,
+        /// Of several, each gets its turn
+        #[arg(long, required = true)]
+        to: Vec<SocketAddr>,
         #[arg(long, default_value_t = 1)]
         count: u16,
     },
@@ -40,6 +41,9 @@ enum Role {
     Client {
         #[arg(long)]
         to: IpAddr,
+        /// The VM's address of the other family, for every second connection
+        #[arg(long)]
+        also: Option<IpAddr>,
         #[arg(long)]
         tcp: u16,
         #[arg(long)]
@@ -74,11 +78,25 @@ enum Role {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().role {
         Role::Serve { at, tcp, udp, fault } => traffic::serve(at, tcp, udp, fault),
-        Role::Open { to, count } => traffic::open(to, count),
-        Role::Client { to, tcp, udp, connections, listen, accept, plain, chunk, period_us, probe_us, datagram_us } => {
+        Role::Open { to, count } => traffic::open(&to, count),
+        Role::Client {
+            to,
+            also,
+            tcp,
+            udp,
+            connections,
+            listen,
+            accept,
+            plain,
+            chunk,
+            period_us,
+            probe_us,
+            datagram_us,
+        } => {
             let microseconds = |number| Duration::from_micros(u64::from(number));
             traffic::client(&ClientOptions {
                 to,
+                also,
                 tcp,
                 udp,
                 connections,

@@ -31,6 +31,18 @@ pub enum Packet {
     Tcp(Segment),
     Udp(Datagram),
     Arp(Arp),
+    Icmpv6(Icmpv6),
+    /// Anything else, by its EtherType.
+    Other(u16),
+}
+
+/// ICMPv6, behind hop-by-hop options or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Icmpv6 {
+    /// Its type: 133 asks for routers, 135 and 136 are neighbour discovery.
+    pub kind: u8,
+    pub source: Ipv6Addr,
+    pub destination: Ipv6Addr,
 }
 
 /// ARP or RARP.
@@ -164,7 +176,7 @@ impl Multipath {
     }
 }
 
-/// The frame that `bytes` begin, if it is one of TCP, UDP, ARP or RARP; anything malformed is none.
+/// The frame that `bytes` begin; anything malformed is none, and so are fragments but the first.
 pub(super) fn read(bytes: &[u8], at: Nanos, interface: u32, outgoing: bool) -> Option<Frame> {
     let destination = mac(bytes, 0)?;
     let source = mac(bytes, 6)?;
@@ -174,7 +186,7 @@ pub(super) fn read(bytes: &[u8], at: Nanos, interface: u32, outgoing: bool) -> O
         0x0800 => v4(body)?,
         0x86dd => v6(body)?,
         0x0806 | 0x8035 => Packet::Arp(arp(body, kind == 0x8035)?),
-        _ => return None,
+        other => Packet::Other(other as u16),
     };
     Some(Frame { at, interface, outgoing, source, destination, packet })
 }
@@ -221,6 +233,15 @@ fn v6(body: &[u8]) -> Option<Packet> {
         Some(Ipv6Addr::from(<[u8; 16]>::try_from(body.get(at..at + 16)?).ok()?).into())
     };
     let addresses = (address(8)?, address(24)?);
+    let behind_options = |at: usize| match body.get(at)? {
+        0 => Some((*body.get(40)?, 48 + 8 * usize::from(*body.get(41)?))),
+        next => Some((*next, 40)),
+    };
+    if let (58, at) = behind_options(6)?
+        && let (IpAddr::V6(source), IpAddr::V6(destination)) = addresses
+    {
+        return Some(Packet::Icmpv6(Icmpv6 { kind: *body.get(at)?, source, destination }));
+    }
     transport(body[6], body.get(40..)?, number(body, 4, 2) as usize, addresses, None)
 }
 
@@ -260,7 +281,7 @@ fn transport(
                 head: payload[..payload.len().min(24)].to_vec(),
             }))
         }
-        _ => None,
+        _ => Some(Packet::Other(if from.is_ipv4() { 0x0800 } else { 0x86dd })),
     }
 }
 
@@ -319,6 +340,18 @@ mod tests {
         let Packet::Arp(arp) = read(&bytes(&frame), 0, 1, false).unwrap().packet else { panic!("not ARP") };
         assert!(arp.reverse);
         assert_eq!((arp.operation, arp.sender[5]), (3, 1));
+    }
+
+    #[test]
+    fn a_report_of_groups_is_read_behind_its_options() {
+        let fe80 = "fe80 0000 0000 0000 5054 00ff feaa 0002";
+        let head =
+            format!("333300000016 525400aa0002 86dd 60000000 0024 00 01 {fe80} ff02 000000000000 000000000000 0016");
+        let frame = format!("{head} 3a00 0502 0000 0100 8f00 0000 0000 0001");
+        let Packet::Icmpv6(report) = read(&bytes(&frame), 0, 1, false).unwrap().packet else { panic!("not ICMPv6") };
+        assert_eq!(report.kind, 143);
+        assert_eq!(report.source, "fe80::5054:ff:feaa:2".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(report.destination, "ff02::16".parse::<Ipv6Addr>().unwrap());
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! One move, watched.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use super::{Live, Play, SETTLE, lab, timeline};
 use crate::{
-    capture::{Capture, Frame, Mac, Packet, Recording, Scope, Subtype},
+    capture::{Capture, Frame, Mac, Packet, Recording, SYN, Scope, Subtype},
     measure::{
         Flow, Move, Tap, Window, datagram_gap, datagram_loss, joins, longest_gap_of_all, lost_frames, milliseconds,
         on_direct, rtt_median_ms, rtt_series, throughput, to_client, to_vm, usage,
@@ -12,7 +18,7 @@ use crate::{
     report::{ArrivalToDirect, Connections, Curves, FLIP, GAP_BEGINS, GAP_ENDS, Legacy, Mark, MoveReport, Step},
     shell::{LabError, Result},
     site::Site,
-    topology::{CLIENT, CLIENT_INTERFACE},
+    topology::CLIENT_INTERFACE,
     traffic::{Bulk, Log, Nanos, Subflow, subflows},
 };
 
@@ -97,8 +103,8 @@ pub(super) fn one_move(play: &mut Play<'_>, number: usize) -> Result<Seen> {
         ms(report.longest_gap_ms),
         ms(report.arrival_to_direct_ms.to_client)
     ));
-    if let (Some(IpAddr::V4(new)), true) = (new, settled.is_some()) {
-        play.address = new;
+    if settled.is_some() && !new.is_empty() {
+        play.addresses = new;
     }
     play.log.extend(log);
     Ok(Seen { report, curves, resumed })
@@ -142,6 +148,7 @@ impl Captures {
                 namespace: Some(topology.ns(ns).path()),
                 interface: interface.map(str::to_owned),
                 macs: macs.to_vec(),
+                everything: false,
             };
             Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
         };
@@ -204,16 +211,17 @@ struct Watched<'a, 'b> {
 }
 
 impl Watched<'_, '_> {
-    fn report(&self) -> Result<(MoveReport, Curves, Option<IpAddr>)> {
+    fn report(&self) -> Result<(MoveReport, Curves, Vec<IpAddr>)> {
         let at_client: Vec<&Frame> = self.recordings.client.frames.iter().collect();
-        let new = self.new_address(&at_client);
+        let new = self.new_addresses(&at_client);
         let during = Window { from: self.started, until: self.resumed + 2 * SECOND };
-        let joined = new.map(|new| joins(&at_client, new)).unwrap_or_default();
+        let joined = joins(&at_client, &new);
         let gaps = longest_gap_of_all(self.log, during);
         let [before, after] = [self.started - SECOND * 3 / 2, self.calm]
             .map(|from| Window { from, until: if from == self.calm { self.after } else { self.started } });
-        let direct = new.map(|new| self.direct(&at_client, new));
-        let first_on_new = new.and_then(|new| first_payload(&at_client, new));
+        let direct = self.direct(&at_client, &new);
+        let during_it: Vec<&Frame> = at_client.iter().copied().filter(|frame| frame.at >= self.started).collect();
+        let first_on_new = first_payload(&during_it, &new);
         let last_join = joined.values().copied().filter(|at| *at < self.resumed).max();
         let since = |at: Nanos| milliseconds(at.saturating_sub(self.started));
         let mut steps = vec![Step { name: "migrate".into(), at_ms: 0.0 }];
@@ -243,16 +251,16 @@ impl Watched<'_, '_> {
                 total: self.play.connections.len() as u64,
                 joined_before_arrival: self.tokens(&joined, self.resumed),
                 survived: 0, // known at the end of the demo
-                on_direct_path: new.map_or(0, |new| self.on_direct(&at_client, new)),
+                on_direct_path: self.on_direct(&at_client, &new),
             },
             legacy: Legacy { total: self.legacy.plain().count() as u64, survived: survived as u64 },
             bytes_wrong: self.log.bytes_wrong().saturating_sub(self.play.log.bytes_wrong()) + self.legacy.bytes_wrong(),
-            frames_lost: self.frames_lost(),
+            frames_lost: self.frames_lost(&new),
             pause_ms: self.stopped.map(|at| milliseconds(self.resumed.saturating_sub(at))),
             longest_gap_ms: longest.map(|gap| milliseconds(gap.length)),
             udp_gap_ms: datagram_gap(self.legacy, during).map(|gap| milliseconds(gap.length)),
             udp_lost: udp.lost,
-            arrival_to_direct_ms: direct.unwrap_or_default(),
+            arrival_to_direct_ms: direct,
             rtt_before_ms: rtt_median_ms(self.log, before),
             rtt_after_ms: rtt_median_ms(self.log, after),
             mbit_before: Some(self.bulks[0].mbit_steady),
@@ -287,19 +295,24 @@ impl Watched<'_, '_> {
         series.into_iter().map(|(when, value)| (at(when), value)).collect()
     }
 
-    /// The VM's address of the LAN it came to, if anybody at the client ever saw it.
-    fn new_address(&self, at_client: &[&Frame]) -> Option<IpAddr> {
+    /// The VM's addresses of the LAN it came to, as far as anybody joined them; IPv4 first. What else is on its way may be
+    /// left of an earlier move.
+    fn new_addresses(&self, at_client: &[&Frame]) -> Vec<IpAddr> {
         let plan = self.play.stage.topology.site(self.to.name());
-        at_client.iter().find_map(|frame| match &frame.packet {
-            Packet::Tcp(segment) => [segment.source.ip(), segment.destination.ip()].into_iter().find(|ip| match ip {
-                IpAddr::V4(ip) => ip.octets()[..3] == plan.gateway.octets()[..3] && *ip != self.play.address,
-                IpAddr::V6(_) => false,
-            }),
+        let of_lan = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => ip.octets()[..3] == plan.gateway.octets()[..3],
+            IpAddr::V6(ip) => ip.octets()[..8] == plan.gateway6().octets()[..8],
+        };
+        let ends = at_client.iter().filter(|frame| frame.at >= self.started).filter_map(|frame| match &frame.packet {
+            Packet::Tcp(segment) if segment.has(SYN) && segment.mptcp.has(Subtype::Join) => {
+                Some([segment.source.ip(), segment.destination.ip()])
+            }
             _ => None,
-        })
+        });
+        ends.flatten().filter(of_lan).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    fn direct(&self, at_client: &[&Frame], new: IpAddr) -> ArrivalToDirect {
+    fn direct(&self, at_client: &[&Frame], new: &[IpAddr]) -> ArrivalToDirect {
         let mac = self.new_mac();
         let on = |recording: &Recording, taps: &HashMap<Mac, String>| -> Vec<Frame> {
             mac.and_then(|mac| taps.get(&mac)).map(|tap| recording.on(tap).cloned().collect()).unwrap_or_default()
@@ -307,8 +320,9 @@ impl Watched<'_, '_> {
         let (source, destination) =
             (on(&self.recordings.from, &self.taps_from), on(&self.recordings.to, &self.taps_to));
         let (source, destination): (Vec<&Frame>, Vec<&Frame>) = (source.iter().collect(), destination.iter().collect());
+        let client = self.play.stage.topology.client();
         let of = Move {
-            client: CLIENT.into(),
+            client: &client,
             new,
             resumed: self.resumed,
             at_client,
@@ -367,16 +381,17 @@ impl Watched<'_, '_> {
         self.play.connections.iter().filter(|(_, token)| has(*token)).count() as u64
     }
 
-    fn on_direct(&self, at_client: &[&Frame], new: IpAddr) -> u64 {
+    fn on_direct(&self, at_client: &[&Frame], new: &[IpAddr]) -> u64 {
         let used = usage(at_client, Window { from: self.calm, until: self.after });
         let direct = |token: u32| on_direct(token, &self.known, &used, new) == Some(true);
         self.play.connections.iter().filter(|(_, token)| direct(*token)).count() as u64
     }
 
-    /// Frames that entered either LAN for the VM, and reached no tap that was read.
-    fn frames_lost(&self) -> u64 {
+    /// Frames that entered either LAN for an address that the VM has, and reached no tap that was read.
+    fn frames_lost(&self, joined: &[IpAddr]) -> u64 {
         let Some((old, new)) = self.macs() else { return 0 };
         let window = Window { from: self.started, until: self.resumed + SECOND };
+        let has = |address: IpAddr| self.play.addresses.contains(&address) || joined.contains(&address);
         let lost = |mac: Mac, gateway: &Recording| {
             let tap = |recording: &Recording, taps: &HashMap<Mac, String>| -> Vec<Frame> {
                 taps.get(&mac).map(|tap| recording.on(tap).cloned().collect()).unwrap_or_default()
@@ -387,7 +402,12 @@ impl Watched<'_, '_> {
                 (source.iter().collect(), destination.iter().collect());
             let taps = [Tap { frames: &source, until: self.stopped }, Tap { frames: &destination, until: None }];
             let entered: Vec<&Frame> = gateway.frames.iter().collect();
-            let lost = lost_frames(&entered, &taps, mac, window);
+            let mut lost = lost_frames(&entered, &taps, mac, window);
+            lost.retain(|frame| match &frame.packet {
+                Packet::Tcp(segment) => has(segment.destination.ip()),
+                Packet::Udp(datagram) => has(datagram.destination.ip()),
+                _ => true,
+            });
             // Where it happened says which step was late.
             for frame in lost.iter().take(10) {
                 let since = |moment: Nanos| (frame.at as f64 - moment as f64) / 1e6;
@@ -411,10 +431,11 @@ impl Watched<'_, '_> {
     }
 }
 
-fn first_payload(at_client: &[&Frame], new: IpAddr) -> Option<Nanos> {
+fn first_payload(at_client: &[&Frame], new: &[IpAddr]) -> Option<Nanos> {
     at_client.iter().find_map(|frame| match &frame.packet {
         Packet::Tcp(segment)
-            if segment.payload > 0 && (segment.source.ip() == new || segment.destination.ip() == new) =>
+            if segment.payload > 0
+                && [segment.source, segment.destination].iter().any(|end| new.contains(&end.ip())) =>
         {
             Some(frame.at)
         }

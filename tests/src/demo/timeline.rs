@@ -8,12 +8,14 @@ use std::{
 use crate::{report::HookCall, site::Site, traffic::Nanos};
 
 /// Now, as captures and traffic count it.
-pub(super) fn now() -> Nanos {
+#[must_use]
+pub fn now() -> Nanos {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as Nanos
 }
 
 /// The first event of that name at or after `since`, by QEMU's own clock stamp.
-pub(super) fn qemu_event(site: &Site, name: &str, since: Nanos) -> Option<Nanos> {
+#[must_use]
+pub fn qemu_event(site: &Site, name: &str, since: Nanos) -> Option<Nanos> {
     let log = std::fs::read_to_string(site.dir().join("monitor.log")).unwrap_or_default();
     log.lines().filter_map(|line| stamp(line, name)).find(|at| *at >= since)
 }

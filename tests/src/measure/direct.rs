@@ -12,9 +12,9 @@ const SKEW: Nanos = 200_000;
 /// One move, as it was seen from outside.
 #[derive(Debug, Clone, Copy)]
 pub struct Move<'a> {
-    pub client: IpAddr,
-    /// The VM's address of the destination's LAN.
-    pub new: IpAddr,
+    pub client: &'a [IpAddr],
+    /// The VM's addresses of the destination's LAN.
+    pub new: &'a [IpAddr],
     /// QEMU's RESUME on the destination: the arrival.
     pub resumed: Nanos,
     /// Frames of the client's interface.
@@ -40,7 +40,7 @@ fn not_after(left: u32, right: u32) -> bool {
 /// after RESUME by the destination's tap: what was in flight or queued from before the stop does not count.
 pub fn to_client(of: &Move) -> Option<Nanos> {
     let from_vm = |segment: &Segment| {
-        segment.payload > 0 && segment.source.ip() == of.new && segment.destination.ip() == of.client
+        segment.payload > 0 && of.new.contains(&segment.source.ip()) && of.client.contains(&segment.destination.ip())
     };
     let mut sent: HashMap<(SocketAddr, SocketAddr), Vec<(Nanos, &Segment)>> = HashMap::new();
     for (frame, segment) in segments(of.destination_tap) {
@@ -72,12 +72,13 @@ fn is_part(part: &Segment, whole: &Segment) -> bool {
 /// From RESUME to the first acknowledgement, leaving the VM by the destination's tap, of client payload on the new
 /// address that the VM had not acknowledged before.
 pub fn to_vm(of: &Move) -> Option<Nanos> {
-    let is_ack =
-        |segment: &Segment| segment.has(ACK) && segment.source.ip() == of.new && segment.destination.ip() == of.client;
+    let is_ack = |segment: &Segment| {
+        segment.has(ACK) && of.new.contains(&segment.source.ip()) && of.client.contains(&segment.destination.ip())
+    };
     // Keyed by the client's end and the VM's.
     let mut ends: HashMap<(SocketAddr, SocketAddr), Vec<u32>> = HashMap::new();
     for (frame, segment) in segments(of.at_client) {
-        if frame.outgoing && segment.payload > 0 && segment.destination.ip() == of.new {
+        if frame.outgoing && segment.payload > 0 && of.new.contains(&segment.destination.ip()) {
             ends.entry((segment.source, segment.destination)).or_default().push(segment.end());
         }
     }
@@ -112,8 +113,8 @@ mod tests {
         let (at_client, source_tap, destination_tap): (Vec<&Frame>, Vec<&Frame>, Vec<&Frame>) =
             (at_client.iter().collect(), source_tap.iter().collect(), destination_tap.iter().collect());
         let of = Move {
-            client: [10, 9, 0, 2].into(),
-            new: [10, 2, 0, 10].into(),
+            client: &[[10, 9, 0, 2].into()],
+            new: &[[10, 2, 0, 10].into()],
             resumed: 1_000_000_000,
             at_client: &at_client,
             source_tap: &source_tap,

@@ -40,7 +40,7 @@ fn identity(frame: &Frame) -> Option<Identity> {
             id: datagram.id,
             head: datagram.head.clone(),
         }),
-        Packet::Arp(_) => None,
+        Packet::Arp(_) | Packet::Icmpv6(_) | Packet::Other(_) => None,
     }
 }
 

@@ -52,14 +52,14 @@ pub fn usage(at_client: &[&Frame], window: Window) -> HashMap<Flow, Usage> {
     flows
 }
 
-/// The subflows that were joined to the VM's address `new`, and when: at the acknowledgement that ends the handshake,
+/// The subflows that were joined to one of the VM's addresses `new`, and when: at the acknowledgement that ends the handshake,
 /// as the client's interface saw it. Either end may have begun it.
-pub fn joins(at_client: &[&Frame], new: IpAddr) -> HashMap<Flow, Nanos> {
+pub fn joins(at_client: &[&Frame], new: &[IpAddr]) -> HashMap<Flow, Nanos> {
     let mut begun: HashSet<(Flow, bool)> = HashSet::new();
     let mut done = HashMap::new();
     for (frame, segment) in segments(at_client) {
         let flow = flow(frame, segment);
-        if flow.vm.ip() != new {
+        if !new.contains(&flow.vm.ip()) {
             continue;
         }
         if segment.has(SYN) && !segment.has(ACK) && segment.mptcp.has(Subtype::Join) {
@@ -77,7 +77,7 @@ pub fn joins(at_client: &[&Frame], new: IpAddr) -> HashMap<Flow, Nanos> {
 
 /// Whether the connection of this `token` took the direct path, and nothing else, both ways: its subflows as the
 /// client's kernel lists them, their use by the capture. `None`: it moved no data, or not both ways.
-pub fn on_direct(token: u32, subflows: &[Subflow], usage: &HashMap<Flow, Usage>, new: IpAddr) -> Option<bool> {
+pub fn on_direct(token: u32, subflows: &[Subflow], usage: &HashMap<Flow, Usage>, new: &[IpAddr]) -> Option<bool> {
     let used: Vec<(&Subflow, Usage)> = subflows
         .iter()
         .filter(|subflow| subflow.token == Some(token))
@@ -87,7 +87,7 @@ pub fn on_direct(token: u32, subflows: &[Subflow], usage: &HashMap<Flow, Usage>,
         })
         .collect();
     let both_ways = used.iter().any(|(_, usage)| usage.to_client > 0) && used.iter().any(|(_, usage)| usage.to_vm > 0);
-    both_ways.then(|| used.iter().all(|(subflow, _)| subflow.remote.ip() == new))
+    both_ways.then(|| used.iter().all(|(subflow, _)| new.contains(&subflow.remote.ip())))
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
     fn direct(frames: &[Frame], window: Window) -> Option<bool> {
         let frames: Vec<&Frame> = frames.iter().collect();
         let subflows = [subflow(OLD, 7), subflow(NEW, 7)];
-        on_direct(7, &subflows, &usage(&frames, window), [10, 2, 0, 10].into())
+        on_direct(7, &subflows, &usage(&frames, window), &[[10, 2, 0, 10].into()])
     }
 
     #[test]
@@ -123,6 +123,6 @@ mod tests {
         let frames = [tcp(20, true, CLIENT, NEW, (1, 200, 1)), tcp(21, false, NEW, CLIENT, (1, 200, 1))];
         let frames: Vec<&Frame> = frames.iter().collect();
         let used = usage(&frames, Window { from: 0, until: 30 });
-        assert_eq!(on_direct(8, &[subflow(NEW, 7)], &used, [10, 2, 0, 10].into()), None);
+        assert_eq!(on_direct(8, &[subflow(NEW, 7)], &used, &[[10, 2, 0, 10].into()]), None);
     }
 }

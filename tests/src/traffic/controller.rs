@@ -76,11 +76,13 @@ impl<'a> Controller<'a> {
             Vec::new()
         };
         let _ = events.send(Event::Listening);
+        let mut turns = [Some(options.to), options.also].into_iter().flatten().cycle();
         let to = SocketAddr::new(options.to, options.tcp);
         let mut sockets = Vec::new();
         let kinds = [(Origin::Client, options.connections), (Origin::Plain, options.plain)];
         for (origin, count) in kinds {
-            for _ in 0..count {
+            for address in turns.by_ref().take(count.into()) {
+                let to = SocketAddr::new(address, options.tcp);
                 let socket = sockets::connect(to, origin != Origin::Plain, CONNECT)
                     .map_err(|source| TrafficError::Connect { to, source })?;
                 sockets.push((origin, socket));

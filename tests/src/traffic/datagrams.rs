@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::cmsg_space;
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
 };
 
 use super::{clock, pattern};
@@ -85,22 +85,47 @@ impl Caller {
     }
 }
 
-/// The VM's end.
+/// The address that a datagram was sent to.
+#[derive(Clone, Copy)]
+enum AskedAt {
+    V4(libc::in_addr),
+    V6(libc::in6_addr),
+}
+
+/// The VM's end, of one family.
 #[derive(Debug)]
 pub(super) struct Answerer {
     socket: UdpSocket,
-    counts: HashMap<SocketAddrV4, u64>,
+    counts: HashMap<SocketAddr, u64>,
     /// Answer not to give, counted from 1, for tests of the counting.
     pub(super) drop: Option<u64>,
 }
 
 impl Answerer {
-    pub(super) fn new(port: u16) -> io::Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    /// One for each family that this machine has.
+    pub(super) fn both(port: u16) -> io::Result<Vec<Self>> {
+        let mut both = vec![Self::new((Ipv4Addr::UNSPECIFIED, port).into())?];
+        match Self::new((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Ok(answerer) => both.push(answerer),
+            Err(error) => eprintln!("lsm-traffic: no datagrams over IPv6: {error}"),
+        }
+        Ok(both)
+    }
+
+    fn new(at: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::DGRAM, None)?;
+        if at.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&at.into())?;
         socket.set_nonblocking(true)?;
         // The VM's default route moves; an answer must still come from the address that was asked.
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        Ok(Self { socket, counts: HashMap::new(), drop: None })
+        if at.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        }
+        Ok(Self { socket: socket.into(), counts: HashMap::new(), drop: None })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -120,34 +145,43 @@ impl Answerer {
                 continue;
             }
             let answer = write(DOWN, sequence, *count);
-            let info =
-                libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: asked_at, ipi_addr: libc::in_addr { s_addr: 0 } };
-            let sent = sendmsg(
-                self.socket.as_raw_fd(),
-                &[IoSlice::new(&answer)],
-                &[ControlMessage::Ipv4PacketInfo(&info)],
-                MsgFlags::empty(),
-                Some(&SockaddrIn::from(peer)),
-            );
+            let send = |from: ControlMessage<'_>| {
+                let to = SockaddrStorage::from(peer);
+                sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(&answer)], &[from], MsgFlags::empty(), Some(&to))
+            };
+            let sent = match asked_at {
+                AskedAt::V4(ipi_spec_dst) => {
+                    let ipi_addr = libc::in_addr { s_addr: 0 };
+                    send(ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr }))
+                }
+                AskedAt::V6(ipi6_addr) => {
+                    send(ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: 0 }))
+                }
+            };
             if let Err(error) = sent {
                 eprintln!("lsm-traffic: cannot answer {peer}: {error}");
             }
         }
     }
 
-    fn receive(&self) -> nix::Result<(SocketAddrV4, libc::in_addr, Vec<u8>)> {
+    fn receive(&self) -> nix::Result<(SocketAddr, AskedAt, Vec<u8>)> {
         let mut bytes = [0; LENGTH + 1];
-        let mut control = cmsg_space!(libc::in_pktinfo);
+        let mut control = cmsg_space!(libc::in6_pktinfo);
         let mut pieces = [IoSliceMut::new(&mut bytes)];
         let message =
-            recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::empty())?;
+            recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::empty())?;
         let asked_at = message.cmsgs()?.find_map(|part| match part {
-            ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_spec_dst),
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(AskedAt::V4(info.ipi_spec_dst)),
+            ControlMessageOwned::Ipv6PacketInfo(info) => Some(AskedAt::V6(info.ipi6_addr)),
             _ => None,
         });
-        let (peer, length) = (message.address, message.bytes);
+        let length = message.bytes;
+        let peer = message.address.and_then(|address| {
+            let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
+        });
         match (peer, asked_at) {
-            (Some(peer), Some(asked_at)) => Ok((peer.into(), asked_at, bytes[..length].to_vec())),
+            (Some(peer), Some(asked_at)) => Ok((peer, asked_at, bytes[..length].to_vec())),
             _ => Err(nix::errno::Errno::EBADMSG),
         }
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct ClientOptions {
     /// The VM.
     pub to: IpAddr,
+    /// Its address of the other family, for every second connection.
+    pub also: Option<IpAddr>,
     /// Its TCP port.
     pub tcp: u16,
     /// Its UDP port; none: no datagram stream.
@@ -35,6 +37,7 @@ impl ClientOptions {
     pub fn new(to: IpAddr) -> Self {
         Self {
             to,
+            also: None,
             tcp: 5001,
             udp: Some(5002),
             connections: 6,
@@ -46,6 +49,14 @@ impl ClientOptions {
             probe: Duration::from_millis(20),
             datagram: Duration::from_millis(20),
         }
+    }
+
+    /// The demo's traffic to a VM that has these addresses, both in use.
+    ///
+    /// # Panics
+    /// It has none: the caller is wrong.
+    pub fn to_all(addresses: &[IpAddr]) -> Self {
+        Self { also: addresses.get(1).copied(), ..Self::new(addresses[0]) }
     }
 
     /// The same on the command line of `lsm-traffic client`.
@@ -63,6 +74,7 @@ impl ClientOptions {
             format!("--probe-us={}", self.probe.as_micros()),
             format!("--datagram-us={}", self.datagram.as_micros()),
         ];
-        rest.into_iter().chain(udp).collect()
+        let also = self.also.map(|address| format!("--also={address}"));
+        rest.into_iter().chain(udp).chain(also).collect()
     }
 }

@@ -31,43 +31,47 @@ pub fn serve(at: Option<IpAddr>, tcp: u16, udp: Option<u16>, fault: Option<Fault
         None => sockets::listen(tcp),
     };
     let listeners = listeners.map_err(|source| TrafficError::Listen { port: tcp, source })?;
-    let answerer = match udp {
-        Some(port) => Some(Answerer::new(port).map_err(|source| TrafficError::Listen { port, source })?),
-        None => None,
+    let answerers = match udp {
+        Some(port) => Answerer::both(port).map_err(|source| TrafficError::Listen { port, source })?,
+        None => Vec::new(),
     };
-    Responder { listeners, answerer, peers: Vec::new(), fault }.run(|_| false)
+    Responder { listeners, answerers, peers: Vec::new(), fault }.run(|_| false)
 }
 
-/// `lsm-traffic open`: opens `count` MPTCP connections to a client and returns when the client has ended them all.
-pub fn open(to: SocketAddr, count: u16) -> Result<(), TrafficError> {
+/// `lsm-traffic open`: opens `count` MPTCP connections to a client, to each of its addresses in turn, and returns when the
+/// client has ended them all.
+pub fn open(to: &[SocketAddr], count: u16) -> Result<(), TrafficError> {
     let mut peers = Vec::new();
-    for _ in 0..count {
+    for &to in to.iter().cycle().take(count.into()) {
         let socket = sockets::connect(to, true, Duration::from_secs(10))
             .map_err(|source| TrafficError::Connect { to, source })?;
         peers.push(Peer::new(socket));
     }
-    Responder { listeners: Vec::new(), answerer: None, peers, fault: None }.run(|responder| responder.peers.is_empty())
+    Responder { listeners: Vec::new(), answerers: Vec::new(), peers, fault: None }
+        .run(|responder| responder.peers.is_empty())
 }
 
 struct Responder {
     listeners: Vec<Socket>,
-    answerer: Option<Answerer>,
+    answerers: Vec<Answerer>,
     peers: Vec<Peer>,
     fault: Option<Fault>,
 }
 
 impl Responder {
     fn run(mut self, done: impl Fn(&Self) -> bool) -> Result<(), TrafficError> {
-        if let (Some(answerer), Some(Fault::Drop(number))) = (&mut self.answerer, self.fault) {
-            answerer.drop = Some(number);
+        if let Some(Fault::Drop(number)) = self.fault {
+            self.answerers.iter_mut().for_each(|answerer| answerer.drop = Some(number));
         }
         let mut buffer = vec![0; BUFFER];
         while !done(&self) {
             let ready = self.wait()?;
             let mut ready = ready.into_iter();
             let accepting = ready.by_ref().take(self.listeners.len()).filter(|flags| !flags.is_empty()).count() > 0;
-            if self.answerer.is_some() && ready.next().is_some_and(|flags| !flags.is_empty()) {
-                self.answerer.as_mut().map(Answerer::answer);
+            for answerer in &mut self.answerers {
+                if ready.next().is_some_and(|flags| !flags.is_empty()) {
+                    answerer.answer();
+                }
             }
             let now = clock::monotonic();
             let fault = self.fault;
@@ -101,7 +105,7 @@ impl Responder {
     fn wait(&self) -> Result<Vec<PollFlags>, TrafficError> {
         let mut fds: Vec<PollFd> =
             self.listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)).collect();
-        fds.extend(self.answerer.iter().map(|answerer| PollFd::new(answerer.fd(), PollFlags::POLLIN)));
+        fds.extend(self.answerers.iter().map(|answerer| PollFd::new(answerer.fd(), PollFlags::POLLIN)));
         fds.extend(self.peers.iter().map(|peer| PollFd::new(peer.socket.as_fd(), peer.interest())));
         let next = self.peers.iter().filter_map(|peer| peer.pace.as_ref().map(|pace| pace.next)).min();
         let timeout =
