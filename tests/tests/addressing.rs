@@ -1,0 +1,167 @@
+//! How a VM without an owner of its cards gets its addresses of a new LAN: each way moves it, says nothing in the new LAN
+//! before the VM is there that it need not say, and takes its time, which is printed.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use lsm_tests::{
+    capture::{Capture, Frame, Mac, Packet, Recording, Scope},
+    connections::{Connections, addresses},
+    demo::timeline,
+    family::Family,
+    shell::{LabError, Result, chain},
+    stage::{Stage, StageOptions, lacking},
+    topology::TopologyOptions,
+    traffic::Nanos,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// One move; gives what the VM said in the new LAN before it ran there, each thing once.
+fn said_before_arrival(addressing: &str, family: Family) -> BTreeSet<String> {
+    let topology = TopologyOptions { family, ..TopologyOptions::default() };
+    let policy = "unprepared = \"refuse\"\nprepare_wait_ms = 20000".into();
+    let options = StageOptions { addressing: addressing.into(), policy, topology, ..StageOptions::default() };
+    let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
+    let moved = (|| {
+        // As in every distribution: what a kernel says of IPv6 by itself is to be heard, if it is.
+        stage.guest.must("echo 0 >/proc/sys/net/ipv6/conf/eth1/disable_ipv6")?;
+        let mut connections = Connections::open(&stage, 0)?;
+        let lan = listen(&stage)?;
+        let begun = timeline::now();
+        stage.migrate("dallas")?;
+        connections.alive()?;
+        stage.agent_is(&["idle"], LIMIT)?;
+        stage.settled(LIMIT)?;
+        connections.alive()?;
+        connections.end()?;
+        let of_dallas =
+            |address: &IpAddr| ["10.2.0.", "2001:db8:2:"].iter().any(|lan| address.to_string().starts_with(lan));
+        let has = addresses(&stage)?;
+        if !has.iter().all(of_dallas) {
+            return Err(LabError::Other(format!("the VM has not the new LAN's addresses alone: {has:?}")));
+        }
+        figures(&stage, addressing)?;
+        let arrived = timeline::qemu_event(stage.site("dallas"), "RESUME", begun);
+        let arrived = arrived.ok_or_else(|| LabError::Other("QEMU did not say RESUME".into()))?;
+        heard(&stage, lan.stop(), arrived, &has)
+    })();
+    moved.unwrap_or_else(|error| panic!("{addressing}: {}\n{}", chain(&error), stage.story()))
+}
+
+/// All that passes between the LAN of dallas and its gateway.
+fn listen(stage: &Stage) -> Result<Capture> {
+    let (namespace, interface) = (Some(stage.topology.ns("gw-dallas").path()), Some("lan".into()));
+    let scope = Scope { namespace, interface, everything: true, ..Scope::default() };
+    Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
+}
+
+fn figures(stage: &Stage, addressing: &str) -> Result<()> {
+    let history = stage.guest_history()?;
+    let steps = history.last().and_then(|report| report["steps"].as_array()).cloned().unwrap_or_default();
+    let at = |name: &str| steps.iter().find(|step| step["step"] == name).and_then(|step| step["at"].as_u64());
+    let announced = at("announcing the new address");
+    let announced = announced.ok_or_else(|| LabError::Other(format!("no announcement in {steps:?}")))?;
+    let got = at("raising the new path").map_or_else(String::new, |got| format!("addresses after {got} ms, "));
+    eprintln!(
+        "{addressing}, through the advance tunnel: {got}announced {announced} ms after the guest was told to prepare"
+    );
+    Ok(())
+}
+
+/// What the vNIC sent before the arrival, in words; and that the VM tells the LAN of itself then.
+fn heard(stage: &Stage, lan: Recording, arrived: Nanos, has: &[IpAddr]) -> Result<BTreeSet<String>> {
+    let mac: Mac = stage.guest.domain().mac_b.parse::<lsm_protocol::Mac>().unwrap().0;
+    let from_vm = |frame: &&Frame| frame.source == mac && !frame.outgoing;
+    let (before, after): (Vec<&Frame>, Vec<&Frame>) = lan.frames.iter().filter(from_vm).partition(|f| f.at < arrived);
+    for address in has {
+        let told = |frame: &&Frame| match (&frame.packet, address) {
+            (Packet::Arp(arp), IpAddr::V4(v4)) => arp.sender_address == *v4 && arp.target_address == *v4,
+            (Packet::Icmpv6(icmp), IpAddr::V6(v6)) => {
+                icmp.kind == 136 && icmp.source == *v6 && icmp.destination.is_multicast()
+            }
+            _ => false,
+        };
+        if !after.iter().any(told) {
+            return Err(LabError::Other(format!("nobody told the new LAN of {address}: {after:?}")));
+        }
+        if before.iter().any(told) {
+            return Err(LabError::Other(format!(
+                "the new LAN was told of {address} before the VM was there: {before:?}"
+            )));
+        }
+    }
+    Ok(before.into_iter().map(|frame| word(frame, has)).collect())
+}
+
+fn word(frame: &Frame, has: &[IpAddr]) -> String {
+    match &frame.packet {
+        Packet::Tcp(segment) if has.contains(&segment.source.ip()) => "TCP".into(),
+        Packet::Arp(arp) if arp.sender_address == Ipv4Addr::UNSPECIFIED => "ARP probe".into(),
+        Packet::Arp(arp) if has.contains(&arp.sender_address.into()) => "ARP".into(),
+        Packet::Udp(datagram) => format!("UDP to port {}", datagram.destination.port()),
+        Packet::Icmpv6(icmp) => {
+            let from = match icmp.source {
+                source if source.is_unspecified() => "nobody",
+                source if source.is_unicast_link_local() => "its link-local address",
+                source if has.contains(&source.into()) => "its address",
+                _ => "another address",
+            };
+            format!("ICMPv6 {} from {from}", icmp.kind)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn only(said: &BTreeSet<String>, allowed: &[&str]) {
+    let more: Vec<_> = said.iter().filter(|word| !allowed.contains(&word.as_str())).collect();
+    assert!(more.is_empty(), "the VM said in the new LAN before it was there: {more:?}, of {said:?}");
+    assert!(said.contains("TCP"), "its clients joined: {said:?}");
+}
+
+/// Whoever asks for the VM is answered, and so is who asks whether it is still there; the gateway is asked for.
+const FOUND: [&str; 5] = [
+    "TCP",
+    "ARP",
+    "ICMPv6 135 from its address",
+    "ICMPv6 136 from its address",
+    "ICMPv6 136 from its link-local address",
+];
+
+#[test]
+fn addresses_of_a_pool_of_both_families() {
+    if !lacking() {
+        only(&said_before_arrival("static", Family::Dual), &FOUND);
+    }
+}
+
+#[test]
+fn dhcp() {
+    if !lacking() {
+        only(&said_before_arrival("dhcp", Family::V4), &["TCP", "ARP", "ARP probe", "UDP to port 67"]);
+    }
+}
+
+/// Routers are asked, the address is tried, and its group joined; what else multicast DNS and the like would say is not.
+const AUTOCONFIGURES: [&str; 7] = [
+    "ICMPv6 133 from its link-local address",
+    "ICMPv6 135 from nobody",
+    "ICMPv6 135 from its link-local address",
+    "ICMPv6 143 from nobody",
+    "ICMPv6 143 from its link-local address",
+    "ICMPv6 133 from nobody",
+    "ICMPv6 133 from its address",
+];
+
+#[test]
+fn dhcp_and_slaac() {
+    if !lacking() {
+        let dhcp = ["ARP probe", "UDP to port 67"];
+        only(&said_before_arrival("dhcp+slaac", Family::Dual), &[&FOUND[..], &AUTOCONFIGURES, &dhcp].concat());
+    }
+}
