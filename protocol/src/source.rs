@@ -147,6 +147,9 @@ pub struct Stopped {
     offer: Offer,
     flipped: bool,
     lease: Millis,
+    /// An earlier service may have undone the diversion and died before it wrote that down.
+    #[serde(default)]
+    doubt: bool,
 }
 
 impl Source {
@@ -207,7 +210,7 @@ impl Source {
                 (Source::Preparing(s), vec![prepare, Order::Follow])
             }
             (Source::Preparing(Preparing { offer, lease, .. }), Event::Suspended) => {
-                stop(Stopped { offer, flipped: false, lease })
+                stop(Stopped { offer, flipped: false, lease, doubt: false })
             }
 
             // ---- Copying
@@ -241,7 +244,7 @@ impl Source {
                 (Source::Copying(s), vec![Order::TellPeer(Peer::GuestRefused { migration, why })])
             }
             (Source::Copying(Copying { offer, flipped, lease, .. }), Event::Suspended) => {
-                stop(Stopped { offer, flipped, lease })
+                stop(Stopped { offer, flipped, lease, doubt: false })
             }
             (Source::Copying(mut s), Event::Restarted) => {
                 s.lease = now + s.offer.lease;
@@ -252,7 +255,7 @@ impl Source {
             // ---- Stopped
             (Source::Stopped(s), Event::Resumed) => {
                 let resumed = Order::TellPeer(Peer::Resumed { migration: s.offer.migration });
-                let Stopped { offer, flipped, lease } = s;
+                let Stopped { offer, flipped, lease, .. } = s;
                 let state = Copying { offer, early: false, lease, left: None, flipped, resumed: true };
                 (Source::Copying(state), vec![Order::UndoDivert, resumed])
             }
@@ -266,9 +269,11 @@ impl Source {
                 let ask = Order::TellPeer(Peer::Stopped { migration: s.offer.migration });
                 (Source::Stopped(s), vec![ask])
             }
+            // Where libvirt says anew that it is paused, it may have run in between.
+            (Source::Stopped(s), Event::Suspended) if s.doubt => stop(Stopped { doubt: false, ..s }),
             // Diverted it is since before this state was written down. That it is paused still, libvirt must say.
             (Source::Stopped(mut s), Event::Restarted) => {
-                s.lease = now + s.offer.lease;
+                (s.lease, s.doubt) = (now + s.offer.lease, true);
                 (Source::Stopped(s), vec![Order::Follow])
             }
 
