@@ -131,8 +131,8 @@ impl Status {
             waiting: counts.waiting,
             moved: counts.moved,
             legacy: counts.legacy,
-            old: record.paths.as_ref().map(|p| show(&p.old)),
-            new: record.paths.as_ref().map(|p| show(&p.new)),
+            old: record.paths().map(|p| show(&p.old)),
+            new: record.paths().map(|p| show(&p.new)),
             drain: holding.map(|holding| match (holding.drain, holding.cut) {
                 (Drain::UntilIdle, _) => "until-idle".to_owned(),
                 (Drain::Forever, _) => "forever".to_owned(),

@@ -23,13 +23,17 @@ const COVERING: Flags = Flags { signal: false, subflow: false, backup: false, fu
 pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let paths = paths(record)?;
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    let doors = Doors::of(&kernel.diag.snapshot().map_err(refuse)?, &paths);
+    let snapshot = kernel.diag.snapshot().map_err(refuse)?;
+    let doors = Doors::of(&snapshot, &paths);
     let is_announced = |exit: &Exit| endpoints.iter().any(|e| e.address == exit.source && e.flags.subflow);
     if !paths.new.exits().any(|exit| is_announced(&exit)) {
         let old_covered = paths.old.exits().all(|exit| covers(&endpoints, exit.source));
-        record.paths = Some(Paths { old_covered, ..paths });
+        record.set_paths(Some(Paths { old_covered, ..paths }));
     }
-    for exit in paths.new.exits().filter(|exit| !is_announced(exit)) {
+    // Who has only a held address hangs on the endpoint that covers it: to announce it, a port is needed.
+    let (covered, bare): (Vec<Exit>, Vec<Exit>) =
+        paths.new.exits().filter(|exit| !is_announced(exit)).partition(|exit| covers(&endpoints, exit.source));
+    for exit in bare {
         // Where all doors are shut, joins without a port would be refused, and each costs the peer one of the addresses
         // that it accepts.
         let flags = Flags { signal: doors.worth_trying(exit.source), ..ANNOUNCED };
@@ -38,6 +42,9 @@ pub fn announce(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal>
     if let Some(exits) = doors.to_open(&paths.new) {
         tracing::info!("for some connections no program listens for joins; announcing with a port");
         invitation::open(kernel, record, &exits)?;
+    }
+    if snapshot.connections.iter().any(|connection| invitation::left_behind(connection, &paths).is_some()) {
+        invitation::open(kernel, record, &covered)?;
     }
     Ok(())
 }
@@ -87,7 +94,7 @@ pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<()
     let paths = match side {
         Side::New => paths(record)?,
         // On the way back from a preparation that did not get far there may be nothing to prefer.
-        Side::Old => match record.paths {
+        Side::Old => match record.paths() {
             Some(paths) => paths,
             None => return Ok(()),
         },
@@ -113,9 +120,12 @@ pub fn prefer(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<()
 
 /// Deletes the endpoints of this side's addresses, if there are any: RM_ADDR to every peer, their subflows close.
 pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<(), Refusal> {
-    let Some(paths) = record.paths else { return Ok(()) };
+    let Some(paths) = record.paths() else { return Ok(()) };
+    // On a way back that is called off: connections may hang on what the held addresses had before.
+    let before = record.before().filter(|_| side == Side::New).map_or(&[][..], |before| &before.endpoints);
     let endpoints = kernel.path_manager.endpoints().map_err(refuse)?;
-    for endpoint in endpoints.iter().filter(|e| paths.side(side).carries(e.address) && !e.flags.implicit) {
+    let ours = |e: &&Endpoint| paths.side(side).carries(e.address) && !e.flags.implicit && !before.contains(&e.id);
+    for endpoint in endpoints.iter().filter(ours) {
         kernel.path_manager.delete(endpoint.id, endpoint.address).map_err(refuse)?;
     }
     Ok(())
@@ -128,7 +138,7 @@ fn cover(kernel: &mut Kernel, record: &mut Record, paths: Paths) -> Result<(), R
     for exit in paths.old.exits().filter(|exit| !covers(&endpoints, exit.source)) {
         add(kernel, record, &exit, COVERING, &endpoints)?;
     }
-    record.paths = Some(Paths { old_covered: true, ..paths });
+    record.set_paths(Some(Paths { old_covered: true, ..paths }));
     Ok(())
 }
 
@@ -146,7 +156,7 @@ pub(crate) fn fresh_id(record: &mut Record, endpoints: &[Endpoint]) -> Result<u8
 }
 
 fn paths(record: &Record) -> Result<Paths, Refusal> {
-    record.paths.ok_or(Refusal::NotPrepared)
+    record.paths().ok_or(Refusal::NotPrepared)
 }
 
 pub(crate) fn refuse(error: crate::netlink::Error) -> Refusal {

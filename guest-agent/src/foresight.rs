@@ -22,7 +22,7 @@ pub async fn look(kernel: &mut Kernel, record: &Record, now: Millis) -> Result<F
     let datagrams = kernel.diag.datagrams().map_err(|e| chain(&e))?;
     let datagrams = datagrams.map(|all| all.into_iter().filter(|socket| managed.contains(&socket.ip())).collect());
     let announced = record.guest.has_announced();
-    let new = record.paths.filter(|_| announced).map(|paths| paths.new);
+    let new = record.paths().filter(|_| announced).map(|paths| paths.new);
     Ok(Forecast::of(now, &record.evidence, looks(&snapshot, &managed, new.as_ref()), announced, datagrams))
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn open(kernel: &mut Kernel, record: &mut Record, exits: &[Exit]) -> 
 /// Announces the addresses with another port: to the peers, new addresses. What was announced so before goes, but for what
 /// somebody's only subflow on a new address came by.
 pub fn invite(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
-    let paths = record.paths.ok_or(Refusal::NotPrepared)?;
+    let paths = record.paths().ok_or(Refusal::NotPrepared)?;
     let snapshot = kernel.diag.snapshot().map_err(refuse)?;
     let left: Vec<IpAddr> = snapshot.connections.iter().filter_map(|c| left_behind(c, &paths)).collect();
     for exit in within_reach(&paths.new, &left) {

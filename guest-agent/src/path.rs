@@ -31,7 +31,7 @@ const PARAMETERS: [(&str, &str); 3] = [("rp_filter", "2"), ("arp_ignore", "1"), 
 
 /// The destination's LAN hears of us, and new connections leave by it. Each family goes on when the other cannot.
 pub fn take_over(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
-    let Some(paths) = record.paths else { return Ok(()) };
+    let Some(paths) = record.paths() else { return Ok(()) };
     let mac = paths.new.mac;
     let failures: Vec<String> = paths
         .new
@@ -70,10 +70,15 @@ fn take_over_family(
     Ok(())
 }
 
-/// Takes back every change, the last first. Goes on when one cannot be taken back, and names those.
+/// Takes back every change, the last first, but for those that a way back has found. Goes on when one cannot be taken back,
+/// and names those.
 pub async fn lower(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
-    let failures = take_back(kernel, std::mem::take(&mut record.changes)).await;
-    let mac = record.paths.take().map(|paths| paths.new.mac);
+    let changes = record.take_changes();
+    let failures = take_back(kernel, changes).await;
+    let mac = record.paths().map(|paths| paths.new.mac);
+    if !record.guest.is_on_way_back() {
+        record.set_paths(None);
+    }
     match mac {
         Some(mac) if !failures.is_empty() => Err(Refusal::Path { mac, detail: failures.join("; ") }),
         _ => Ok(()),
@@ -82,7 +87,7 @@ pub async fn lower(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refus
 
 /// The old addresses go and their vNIC is the spare; what was needed to tell two paths apart goes too.
 pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
-    let Some(paths) = record.paths else { return Ok(()) };
+    let Some(paths) = record.paths() else { return Ok(()) };
     let old = match find(kernel, paths.old.mac).await {
         Ok(old) => Some(old),
         Err(Refusal::NoSuchVnic(_)) => None, // unplugged: its address went with it
@@ -104,7 +109,7 @@ pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(),
     {
         failures.push(chain(&error));
     }
-    record.paths = None;
+    record.set_paths(None);
     if failures.is_empty() { Ok(()) } else { Err(Refusal::Path { mac: paths.old.mac, detail: failures.join("; ") }) }
 }
 

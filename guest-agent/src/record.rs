@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lsm_protocol::{Addresses, Mac, Millis, Side, forecast::Evidence, guest::Guest};
+use lsm_protocol::{Addresses, Mac, MigrationId, Millis, Side, forecast::Evidence, guest::Guest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -116,6 +116,11 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// As a migration the other way round sees them. Who covers the other one is to be looked up.
+    fn turned(self) -> Paths {
+        Paths { old: self.new, new: self.old, old_covered: false }
+    }
+
     pub fn side(&self, side: Side) -> &Plugged {
         match side {
             Side::Old => &self.old,
@@ -124,11 +129,22 @@ impl Paths {
     }
 }
 
+/// What is not a way back's to undo: the migration that is set aside needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// The way back.
+    pub migration: MigrationId,
+    /// So many changes are older.
+    pub changes: usize,
+    /// The ids of the held addresses' endpoints.
+    pub endpoints: Vec<u8>,
+}
+
 /// All of it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     pub guest: Guest,
-    pub paths: Option<Paths>,
+    paths: Option<Paths>,
     /// In the order they were made.
     pub changes: Vec<Change>,
     /// The endpoint id used last: a fresh one each time keeps peers from taking the new address for the old.
@@ -145,6 +161,8 @@ pub struct Record {
     /// The last switch for good. Its scripts are still to be run if they have not been.
     #[serde(default)]
     pub moved: Option<Move>,
+    #[serde(default)]
+    before: Option<Before>,
     /// Whose connections joined and whose did not. In a file of its own: large, and seldom changed.
     #[serde(skip)]
     pub evidence: Evidence,
@@ -162,6 +180,37 @@ impl Record {
         record.evidence = read(&file.with_file_name(EVIDENCE))?;
         record.file = file;
         Ok(record)
+    }
+
+    /// The two paths as the migration under way has them, whichever way round they were written down.
+    pub fn paths(&self) -> Option<Paths> {
+        let (paths, plan) = (self.paths?, self.guest.plan());
+        let turned = plan.is_some_and(|plan| (plan.old, plan.new) == (paths.new.mac, paths.old.mac));
+        Some(if turned { paths.turned() } else { paths })
+    }
+
+    pub fn set_paths(&mut self, paths: Option<Paths>) {
+        self.paths = paths;
+    }
+
+    /// A way back begins: what is there from before is not its own. Once for each.
+    pub fn keep_before(&mut self, migration: MigrationId, endpoints: impl Iterator<Item = u8>) {
+        if self.before().is_none() {
+            self.before = Some(Before { migration, changes: self.changes.len(), endpoints: endpoints.collect() });
+        }
+    }
+
+    /// Of the way back that is under way.
+    pub fn before(&self) -> Option<&Before> {
+        let current = |before: &&Before| self.guest.migration() == Some(before.migration);
+        self.before.as_ref().filter(|_| self.guest.is_on_way_back()).filter(current)
+    }
+
+    /// The changes that an abort takes back: all of them, but for those from before a way back.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let before =
+            if self.guest.is_on_way_back() { self.before().map_or(usize::MAX, |before| before.changes) } else { 0 };
+        self.changes.split_off(before.min(self.changes.len()))
     }
 
     /// Writes it whole or not at all.

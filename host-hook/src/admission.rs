@@ -67,7 +67,7 @@ pub enum Refused {
     )]
     NoSpare(String),
     #[error(
-        "vNIC {mac} still holds the VM's address of {lan}, a LAN of this host: a VM can return to a LAN only after its move away from there has settled; wait for it (on the host where it runs, \"lsm-hook status\" shows what that waits for), or end it there with \"lsm-hook release VM\", and with it the connections that have only the old address"
+        "vNIC {mac} still holds the VM's address of {lan}, a LAN of this host, and join = \"never\" here: a VM whose guest has no part in it can return only after its move away from there has settled; wait for it (on the host where it runs, \"lsm-hook status\" shows what that waits for), or end it there with \"lsm-hook release VM\", and with it the connections that have only the old address"
     )]
     StillHeld { mac: Mac, lan: String },
     #[error("the pool of LAN {lan} has no free address of {prefix}; enlarge [lan.{lan}] pool")]
@@ -103,12 +103,15 @@ pub async fn admit(
         let plugs = plugs(host, &running, &[(running.active, lan.bridge.clone(), Some(home_lan))]).await?;
         return Ok(Verdict::Plug(rewrite(xml, &plugs)?));
     }
-    let (lan_name, lan) = host.config.offered_lan().ok_or(Refused::NoLan)?;
-    need_bridge(host, lan_name, lan).await?;
-    let new = spare(&running, &host.config.lans)?;
-    let underlay = host.underlay().map_err(Refused::Here)?;
     let policy = host.config.policy;
     let join = join(policy.join);
+    let (new, held) = new_vnic(&running, &host.config.lans, join)?;
+    let (lan_name, lan) = match held {
+        Some(lan) => lan,
+        None => host.config.offered_lan().ok_or(Refused::NoLan)?,
+    };
+    need_bridge(host, lan_name, lan).await?;
+    let underlay = host.underlay().map_err(Refused::Here)?;
     if policy.min_survival != Survival::ANY {
         enough(&peer, &mut news, vm, join, policy.min_survival).await?;
     }
@@ -291,15 +294,26 @@ fn addressing(host: &Host, name: &str, lan: &Lan, vm: Uuid) -> Result<Addressing
     Ok(lan.subnets.iter().zip(addresses).map(given).collect())
 }
 
-/// The vNIC that gets an address here. A VM whose vNICs all hold one is in the middle of its last move, and the guest
-/// does one at a time.
-fn spare(running: &Running, here: &BTreeMap<String, Lan>) -> Result<Mac, Refused> {
+/// A LAN of this host, by its name.
+type Named<'a> = (&'a String, &'a Lan);
+
+/// The vNIC that gets an address here: the one that holds one still, and becomes direct again, with its LAN; else a spare.
+/// Else the VM is in the middle of its last move, and the guest does one at a time.
+fn new_vnic<'a>(
+    running: &Running,
+    here: &'a BTreeMap<String, Lan>,
+    join: Join,
+) -> Result<(Mac, Option<Named<'a>>), Refused> {
     let mut others = running.vnics.iter().filter(|v| v.mac != running.active);
-    if let Some(spare) = others.clone().find(|v| v.lan.is_none()) {
-        return Ok(spare.mac);
+    let back = others.clone().find_map(|v| Some((v.mac, here.get_key_value(v.lan.as_ref()?)?)));
+    match back {
+        Some((mac, (lan, _))) if join == Join::Never => Err(Refused::StillHeld { mac, lan: lan.clone() }),
+        Some((mac, lan)) => Ok((mac, Some(lan))),
+        None => match others.find(|v| v.lan.is_none()) {
+            Some(spare) => Ok((spare.mac, None)),
+            None => Err(Refused::NoSpare(held(running))),
+        },
     }
-    let returns = others.find_map(|v| Some((v.mac, v.lan.clone().filter(|lan| here.contains_key(lan))?)));
-    Err(returns.map_or_else(|| Refused::NoSpare(held(running)), |(mac, lan)| Refused::StillHeld { mac, lan }))
 }
 
 fn held(running: &Running) -> String {
@@ -338,7 +352,7 @@ mod tests {
     #[test]
     fn a_third_site_waits_until_the_first_one_s_address_is_given_up() {
         let oslo = lans("oslo");
-        let told = spare(&came_to_dallas(Some("montreal")), &oslo).unwrap_err().to_string();
+        let told = new_vnic(&came_to_dallas(Some("montreal")), &oslo, Join::Before).unwrap_err().to_string();
         for words in [
             "the VM has no spare vNIC",
             "52:54:00:00:00:0a holds an address of montreal",
@@ -347,13 +361,18 @@ mod tests {
         ] {
             assert!(told.contains(words), "{words}: {told}");
         }
-        assert_eq!(spare(&came_to_dallas(None), &oslo).unwrap(), A, "settled, the old vNIC is the spare");
+        let settled = new_vnic(&came_to_dallas(None), &oslo, Join::Before).unwrap();
+        assert_eq!((settled.0, settled.1.is_none()), (A, true), "settled, the old vNIC is the spare");
     }
 
     #[test]
-    fn a_return_waits_until_the_address_there_is_given_up() {
+    fn a_return_is_to_the_address_that_is_held_there() {
         let montreal = lans("montreal");
-        let told = spare(&came_to_dallas(Some("montreal")), &montreal).unwrap_err().to_string();
+        for join in [Join::Before, Join::After] {
+            let (mac, lan) = new_vnic(&came_to_dallas(Some("montreal")), &montreal, join).unwrap();
+            assert_eq!((mac, lan.map(|(name, _)| name.as_str())), (A, Some("montreal")));
+        }
+        let told = new_vnic(&came_to_dallas(Some("montreal")), &montreal, Join::Never).unwrap_err().to_string();
         for words in [
             "vNIC 52:54:00:00:00:0a still holds the VM's address of montreal",
             "only after its move away from there has settled",
@@ -362,7 +381,8 @@ mod tests {
         ] {
             assert!(told.contains(words), "{words}: {told}");
         }
-        assert_eq!(spare(&came_to_dallas(None), &montreal).unwrap(), A);
+        let settled = new_vnic(&came_to_dallas(None), &montreal, Join::Never).unwrap();
+        assert_eq!((settled.0, settled.1.is_none()), (A, true));
     }
 
     #[test]
@@ -370,6 +390,9 @@ mod tests {
         let mut running = came_to_dallas(Some("montreal"));
         let third = Mac([0x52, 0x54, 0, 0, 0, 0xc]);
         running.vnics.push(VnicPlace { mac: third, lan: None });
-        assert_eq!(spare(&running, &lans("lima")).unwrap(), third);
+        assert_eq!(new_vnic(&running, &lans("lima"), Join::Before).unwrap().0, third);
+        let montreal = lans("montreal");
+        let (mac, lan) = new_vnic(&running, &montreal, Join::Before).unwrap();
+        assert_eq!((mac, lan.is_some()), (A, true), "back to where an address is held");
     }
 }

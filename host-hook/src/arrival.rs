@@ -54,6 +54,10 @@ pub enum News {
     /// libvirt was asked and does not know the VM: it is gone, or has not come yet.
     NotHere,
     Release,
+    /// The VM is asked for by the host that it came from. Dropped when its guest is somebody else's to speak to.
+    Departs(oneshot::Sender<()>),
+    /// No more.
+    Stays,
     Status(oneshot::Sender<crate::status::Migration>),
     /// What would become of the VM's connections.
     Foresee(oneshot::Sender<Forecast>),
@@ -137,9 +141,14 @@ impl Arrival {
         if self.copies() {
             self.stream = self.host.streams.enter(Role::Destination).await;
         }
+        self.host.claims.stands(offer.migration, &self.saved.machine);
+        if self.saved.machine.is_aside() {
+            self.host.claims.give_up(offer.migration, offer.advance.vni); // long ago
+        }
         let events = self.carry_out(first, &offer).await;
         self.feed(events, &offer).await;
-        if let Some(vm) = self.saved.vm.clone() {
+        // Where the frames of a VM go that is on its way back is the departure's to say.
+        if let Some(vm) = self.saved.vm.clone().filter(|_| !self.saved.machine.is_aside()) {
             self.watch(&vm, &offer).await;
         }
         while self.saved.machine != Destination::Gone {
@@ -174,6 +183,14 @@ impl Arrival {
                     Some(News::NotHere) if self.saved.vm.is_some() => Event::VmGone,
                     Some(News::NotHere) => continue,
                     Some(News::Release) => Event::Release,
+                    Some(News::Departs(_alone)) => {
+                        self.feed(vec![Event::Departs], &offer).await;
+                        if let Some(guest) = self.guest.take() {
+                            guest.leave().await;
+                        }
+                        continue;
+                    }
+                    Some(News::Stays) => Event::Stays,
                     Some(News::Status(answer)) => {
                         let _ = answer.send(self.status(&offer));
                         continue;
@@ -257,6 +274,7 @@ impl Arrival {
             let ended = Ended::at_destination(&before, &event, &machine, &orders);
             self.saved.account.ended = ended.or(self.saved.account.ended);
             self.saved.machine = machine;
+            self.host.claims.stands(offer.migration, &self.saved.machine);
             let name = self.saved.machine.name();
             if was != name {
                 let awaiting = self.saved.machine.deadline().map(|d| d.awaited);
@@ -310,13 +328,7 @@ impl Arrival {
                 Order::Admit { warning } => self.admit(warning),
                 Order::Refuse(why) => self.refuse(&why),
                 Order::PointAtTap => self.point_at_tap(offer),
-                Order::PointAtTunnel => {
-                    if let Some((diversion, _)) = &self.divert
-                        && let Err(error) = self.host.fdb.undo(diversion)
-                    {
-                        tracing::warn!(migration = %offer.migration, error = story(&error), "the new vNIC's frames do not go back into the tunnel");
-                    }
-                }
+                Order::PointAtTunnel => self.point_at_tunnel(offer),
                 Order::RemoveAdvance => {
                     self.parting.put_off();
                     // Where no VM wakes up, there is nothing to wait for. A service that dies meanwhile is told again.
@@ -351,9 +363,12 @@ impl Arrival {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
-            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known.
-            let addresses = (!offer.addressing.is_obtained()).then(|| offer.addressing.addresses());
-            let crossing = Crossing { addresses, arriving: true, ..lan.addressing.crossing() };
+            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known, nor
+            // what it has held here since before, and speaks with all the time.
+            let held = self.host.claims.is_shared(offer.migration, offer.advance.vni);
+            let known = !offer.addressing.is_obtained() && !held;
+            let addresses = known.then(|| offer.addressing.addresses());
+            let crossing = Crossing { addresses, arriving: !held, ..lan.addressing.crossing() };
             self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
             match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
                 Ok(recorder) => self.recorder = Some(recorder),
@@ -442,6 +457,19 @@ impl Arrival {
         }
     }
 
+    /// As when it was built: an entry that does not age, whatever became of the tap.
+    fn point_at_tunnel(&self, offer: &Offer) {
+        if offer.join != Join::Before {
+            return;
+        }
+        let Some(lan) = self.host.config.lans.get(&offer.lan) else { return };
+        let (port, fdb) = (tunnel::port(offer.advance.vni), &self.host.fdb);
+        let pointed = fdb.prepare(&lan.bridge, offer.advance.mac, &port, None).and_then(|to| fdb.divert(&to));
+        if let Err(error) = pointed {
+            tracing::warn!(migration = %offer.migration, error = story(&error), "the new vNIC's frames do not go back into the tunnel");
+        }
+    }
+
     /// From the advance tunnel, unless that is done.
     async fn part(&mut self, offer: &Offer) {
         if self.parting.take() {
@@ -467,15 +495,20 @@ impl Arrival {
         }
     }
 
+    /// Unless another migration of the VM goes on with it.
     async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
         let here = self.saved.vm.as_ref().and_then(|vm| vm.vnic(tunnel.mac)?.tap.clone());
+        if self.host.claims.give_up(offer.migration, tunnel.vni) {
+            if tunnel == offer.home && self.settled() {
+                self.host.inventory.borrow_mut().replugged(offer.vm, tunnel.mac, crate::host::SPARE_BRIDGE);
+            }
+            return;
+        }
         if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
             tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
         }
         // The old vNIC is a spare now, and a spare is plugged into the bridge of spares.
-        if let Some(tap) =
-            here.filter(|_| tunnel == offer.home && matches!(self.saved.machine, Destination::TakingDown { .. }))
-        {
+        if let Some(tap) = here.filter(|_| tunnel == offer.home && self.settled()) {
             let plugged = async {
                 if !self.host.tunnels.link_exists(&tap).await? {
                     return Ok(()); // gone with its VM
@@ -489,6 +522,10 @@ impl Arrival {
                 tracing::warn!(tap, error = story(&error), "the spare vNIC is left without a bridge");
             }
         }
+    }
+
+    fn settled(&self) -> bool {
+        matches!(self.saved.machine, Destination::TakingDown { .. })
     }
 
     fn addressed(&mut self, offer: &Offer, addresses: Addresses) {
@@ -538,7 +575,8 @@ impl Arrival {
     fn finish(&mut self, offer: &Offer) {
         let _ = std::fs::remove_file(self.file(offer));
         self.host.moves.over(offer.migration);
-        if self.host.inventory.borrow().get(offer.vm).is_none() {
+        self.host.claims.end(offer.migration);
+        if self.host.inventory.borrow().get(offer.vm).is_none() && self.host.claims.any_of(offer.vm).is_none() {
             self.host.inventory.borrow_mut().release(offer.vm);
         }
         tracing::info!(vm = self.saved.name, migration = %offer.migration, "arrival over");
@@ -610,6 +648,8 @@ fn summary(event: &Event) -> String {
         Event::VmGone => "the VM is not here any more".to_owned(),
         Event::Crossed => "frames come through the home tunnel".to_owned(),
         Event::Release => "released by the operator".to_owned(),
+        Event::Departs => "the VM is asked for by the host that it came from".to_owned(),
+        Event::Stays => "the VM stays".to_owned(),
         Event::Deadline => "the deadline came".to_owned(),
         Event::Restarted => "the service was started".to_owned(),
     }

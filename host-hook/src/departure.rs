@@ -20,7 +20,7 @@ use crate::{
     foresight::Foresight,
     guest_line::GuestLine,
     host::{Host, SPARE_BRIDGE},
-    inventory::{Vm, write_json},
+    inventory::{Vm, Vnic, write_json},
     libvirt,
     peer_line::PeerHandle,
     replay::{Outlet, Recorder},
@@ -147,6 +147,7 @@ impl Departure {
                         let _ = answer.send(self.status(&offer));
                         continue;
                     }
+                    Some(News::Foresee(_)) if matches!(self.saved.machine, Source::Departed { .. }) => continue,
                     Some(News::Foresee(answer)) => {
                         let (vm, keys) = (&self.saved.vm, &self.host.config.keys);
                         let line = self.guest.get_or_insert_with(|| GuestLine::open(vm.address(keys), Duration::ZERO));
@@ -328,11 +329,23 @@ impl Departure {
 
     /// The spare's tap goes back to where it was before [`Departure::build`]. Gone with the VM, it needs nothing.
     async fn unplug_spare(&self, offer: &Offer) {
-        let Some(vnic) = self.saved.vm.vnic(offer.advance.mac) else { return };
-        let (Some(tap), bridge) = (&vnic.tap, vnic.bridge.as_deref().unwrap_or(SPARE_BRIDGE)) else { return };
+        let Some(saved @ Vnic { tap: Some(tap), .. }) = self.saved.vm.vnic(offer.advance.mac) else { return };
+        // What the inventory knows is newer: an old path may have been left meanwhile, whose vNIC is a spare since.
+        let known = self.host.inventory.borrow().get(offer.vm).and_then(|vm| vm.vnic(saved.mac).cloned());
+        let known = known.unwrap_or_else(|| saved.clone());
+        if known.tap.as_ref() != Some(tap) {
+            return; // the VM has come back, with other taps
+        }
+        let bridge = known.bridge.unwrap_or_else(|| SPARE_BRIDGE.to_owned());
         match self.host.tunnels.link_exists(tap).await {
             Ok(true) if offer.join == Join::Before => {
-                if let Err(error) = self.host.tunnels.plug(tap, bridge).await {
+                let plugged = async {
+                    if bridge == SPARE_BRIDGE {
+                        self.host.tunnels.ensure_bridge(SPARE_BRIDGE).await?;
+                    }
+                    self.host.tunnels.plug(tap, &bridge).await.map(drop)
+                };
+                if let Err(error) = plugged.await {
                     tracing::warn!(error = story(&error), tap, bridge, "the spare vNIC is left without a bridge");
                 }
             }
@@ -340,7 +353,11 @@ impl Departure {
         }
     }
 
+    /// Unless another migration of the VM goes on with it.
     async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
+        if self.host.claims.give_up(offer.migration, tunnel.vni) {
+            return;
+        }
         if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
             tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
         }
@@ -425,7 +442,8 @@ impl Departure {
             follower.abort();
         }
         let _ = std::fs::remove_file(self.file(offer));
-        if self.host.inventory.borrow().get(offer.vm).is_none() {
+        self.host.claims.end(offer.migration);
+        if self.host.inventory.borrow().get(offer.vm).is_none() && self.host.claims.any_of(offer.vm).is_none() {
             self.host.inventory.borrow_mut().release(offer.vm);
         }
         tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, "departure over");

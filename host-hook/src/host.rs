@@ -5,6 +5,7 @@ use std::{cell::RefCell, net::IpAddr, path::PathBuf, rc::Rc};
 use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
 
 use crate::{
+    claims::Claims,
     config::{Config, Underlay},
     divert::Fdb,
     inventory::Inventory,
@@ -31,6 +32,7 @@ pub struct Host {
     pub tunnels: Tunnels,
     pub fdb: Fdb,
     pub inventory: RefCell<Inventory>,
+    pub claims: Claims,
     pub moves: Rc<Moves>,
     pub reports: Rc<Reports>,
     /// Of migrations themselves: memory and disks.

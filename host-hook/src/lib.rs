@@ -5,6 +5,7 @@ mod admission;
 mod adopt;
 mod arrival;
 pub mod check;
+mod claims;
 mod clock;
 pub mod command;
 pub mod config;

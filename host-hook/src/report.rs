@@ -43,7 +43,7 @@ pub struct Report {
     pub lan: String,
     /// Milliseconds since 1970.
     pub began: u64,
-    /// `settled`, `released`, `vm-gone`, `refused`, `aborted` or `silent`.
+    /// `settled`, `released`, `vm-gone`, `refused`, `aborted`, `silent` or `returned`.
     pub outcome: String,
     /// What the hook said, if it refused, or warned.
     pub why: Option<String>,

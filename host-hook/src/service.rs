@@ -27,6 +27,7 @@ use self::{
 use crate::{
     admission,
     arrival::{self, Arrival},
+    claims::Claims,
     clock::{Steps, now},
     config::{self, Config},
     departure::{self, Departure},
@@ -88,6 +89,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         tunnels: Tunnels::open()?,
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory).map_err(unusable)?.into(),
+        claims: Claims::default(),
         moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
         reports: Rc::new(Reports::open(&config.reports)),
         streams: Streams::new(&config.stream, directory),
@@ -165,7 +167,9 @@ impl Service {
             Input::Found(found) => self.found(*found),
             Input::Admitted(admitted) => self.admitted(*admitted),
             Input::Over(migration) => {
-                self.departures.remove(&migration);
+                if let Some((vm, _)) = self.departures.remove(&migration) {
+                    self.tell_arrivals(vm, || arrival::News::Stays);
+                }
                 self.arrivals.remove(&migration);
                 self.printed.remove(&migration);
             }
@@ -325,6 +329,7 @@ impl Service {
         });
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         self.arrivals.insert(migration, (vm, inbox_in));
+        self.host.claims.begin(offer, &saved.peer);
         let arrival = Arrival::new(self.host.clone(), saved, waiting, peer);
         let inputs = self.inputs.clone();
         tokio::task::spawn_local(async move {
@@ -383,10 +388,16 @@ impl Service {
             tracing::warn!(vm = vm.name, %migration, peer = name, why, "an offer is declined");
             return decline(Decline::Tunnel(why));
         }
-        let busy =
-            self.departures.iter().map(|(m, (vm, _))| (m, vm)).chain(self.arrivals.iter().map(|(m, (vm, _))| (m, vm)));
-        if let Some((other, _)) = busy.into_iter().find(|(_, of)| **of == offer.vm) {
-            return decline(Decline::Busy(*other));
+        let held = self.host.claims.way_back(&offer, &name);
+        if let Some(other) = self.host.claims.any_of(offer.vm).filter(|_| held.is_none()) {
+            return decline(Decline::Busy(other));
+        }
+        let holder = vm.vnic(offer.advance.mac).filter(|_| held.is_none()).and_then(|vnic| vnic.lan.as_ref());
+        if let Some(lan) = holder {
+            return decline(Decline::Tunnel(format!(
+                "by its metadata vNIC {} has an address of {lan}, and no move from there is under way; correct the metadata with \"virsh metadata\"",
+                offer.advance.mac
+            )));
         }
         tracing::info!(vm = vm.name, %migration, to = name, lan = offer.lan, "a VM is asked for");
         let switch = match self.host.config.policy.switch {
@@ -395,8 +406,16 @@ impl Service {
             config::Switch::Arrival => lsm_protocol::source::Switch::Arrival,
         };
         let (machine, orders) = Source::new(now(), offer.clone(), switch);
+        // One speaks to the guest at a time.
+        let alone = held.map(|held| {
+            let (told, alone) = oneshot::channel();
+            if let Some((_, inbox)) = self.arrivals.get(&held) {
+                let _ = inbox.send(arrival::News::Departs(told));
+            }
+            alone
+        });
         let saved = departure::Saved { machine, vm, peer: name, account: Account::default() };
-        self.depart(&offer, saved, Some(handle.clone()), orders);
+        self.depart(&offer, saved, Some(handle.clone()), orders, alone);
     }
 
     fn depart(
@@ -405,13 +424,18 @@ impl Service {
         saved: departure::Saved,
         peer: Option<PeerHandle>,
         orders: Vec<lsm_protocol::source::Order>,
+        alone: Option<oneshot::Receiver<()>>,
     ) {
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         let migration = offer.migration;
         self.departures.insert(migration, (offer.vm, inbox_in));
+        self.host.claims.begin(offer, &saved.peer);
         let departure = Departure::new(self.host.clone(), saved, peer);
         let inputs = self.inputs.clone();
         tokio::task::spawn_local(async move {
+            if let Some(alone) = alone {
+                let _ = tokio::time::timeout(LEAVE, alone).await;
+            }
             departure.run(orders, inbox).await;
             let _ = inputs.send(Input::Over(migration));
         });
@@ -488,10 +512,14 @@ impl Service {
         let (address, macs) = (vm.address(&self.host.config.keys), vm.macs());
         let (answer, answered) = oneshot::channel();
         let departing = self.departures.values().find(|(of, _)| *of == vm.uuid);
-        let arriving = self.arrivals.values().find(|(of, _)| *of == vm.uuid);
+        let arriving = self.arrivals.iter().find(|(_, (of, _))| *of == vm.uuid);
         let by_line = match (departing, arriving) {
+            // Whichever began last; the other of the two is set aside.
+            (_, Some((migration, (_, inbox)))) if !self.host.claims.is_aside(*migration) => {
+                inbox.send(arrival::News::Foresee(answer)).is_ok()
+            }
             (Some((_, inbox)), _) => inbox.send(departure::News::Foresee(answer)).is_ok(),
-            (_, Some((_, inbox))) => inbox.send(arrival::News::Foresee(answer)).is_ok(),
+            (None, Some((_, (_, inbox)))) => inbox.send(arrival::News::Foresee(answer)).is_ok(),
             (None, None) => false,
         };
         async move { if by_line { foresight::answered(answered).await } else { foresight::ask(address, macs).await } }
@@ -521,6 +549,12 @@ impl Service {
     /// The operator ends a tunnel that policy would keep.
     fn release(&self, name: &str) -> HookAnswer {
         let uuid = self.host.inventory.borrow().by_name(name).map(|vm| vm.uuid);
+        if self.departures.values().any(|(vm, _)| Some(*vm) == uuid) {
+            let stderr = format!(
+                "lsm-hook: VM {name} is being moved on; wait for that, or cancel it first: virsh domjobabort {name}\n"
+            );
+            return HookAnswer { exit: 1, stdout: String::new(), stderr };
+        }
         let released = self.arrivals.values().filter(|(vm, _)| Some(*vm) == uuid);
         let count = released.map(|(_, inbox)| drop(inbox.send(arrival::News::Release))).count();
         if count == 0 {
@@ -558,6 +592,11 @@ impl Service {
                 moving.insert(offer.vm);
             }
         }
+        // A way back that was over before it could be said.
+        let departing: BTreeSet<Uuid> = self.departures.values().map(|(vm, _)| *vm).collect();
+        for (_, inbox) in self.arrivals.values().filter(|(vm, _)| !departing.contains(vm)) {
+            let _ = inbox.send(arrival::News::Stays);
+        }
         self.host.inventory.borrow_mut().release_all_but(&moving);
         if moving.is_empty() {
             self.host.streams.tidy().await;
@@ -579,7 +618,7 @@ impl Service {
         tracing::info!(vm = saved.vm.name, migration = %offer.migration, state = saved.machine.name(), "going on with a departure");
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::source::Event::Restarted);
         saved.machine = machine;
-        self.depart(&offer, saved, None, orders);
+        self.depart(&offer, saved, None, orders, None);
         Some(offer)
     }
 

@@ -190,6 +190,10 @@ pub enum Event {
     Crossed,
     /// The operator asks for the tunnel to go.
     Release,
+    /// The VM is asked for by the host that it came from, while its address there is held.
+    Departs,
+    /// That is called off: the VM is here as before.
+    Stays,
     Deadline,
     /// The service was started and found this state on disk. What it missed follows: `Arrived` if libvirt finds the VM
     /// running here, `VmGone` if it had been started here and is not any more.
@@ -222,7 +226,8 @@ pub enum Destination {
         begin: Option<Millis>,
     },
     /// `leave`: the old path is ended, by the operator or with the source, at the latest then. `heard`: when something came
-    /// from the source last.
+    /// from the source last. `aside`: the VM is on its way back to where it came from, and its guest is another migration's
+    /// to speak to; the home tunnel stays meanwhile.
     Arrived {
         offer: Offer,
         switched: Option<Counts>,
@@ -230,6 +235,8 @@ pub enum Destination {
         leave: Option<Millis>,
         #[serde(default)]
         heard: Millis,
+        #[serde(default)]
+        aside: bool,
     },
     TakingDown {
         offer: Offer,
@@ -390,15 +397,36 @@ impl Destination {
             (Incoming { offer, diverted, .. }, Event::Peer(Peer::Abort { .. })) => give_up(now, offer, diverted, false),
             (Incoming { offer, diverted, .. }, Event::VmGone | Event::Release) => give_up(now, offer, diverted, true),
 
+            // ---- Arrived, and on the way back
+            (Arrived { offer, switched: Some(counts), repeat, leave: None, heard, aside: false }, Event::Departs) => {
+                (Arrived { offer, switched: Some(counts), repeat, leave: None, heard, aside: true }, vec![])
+            }
+            (Arrived { offer, switched, leave, aside: true, .. }, Event::Stays) => {
+                (Arrived { offer, switched, repeat: now, leave, heard: now, aside: false }, vec![])
+            }
+            // Nobody may tell the guest now; it is said again.
+            (state @ Arrived { aside: true, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. })) => {
+                (state, vec![])
+            }
+            (Arrived { offer, switched, repeat, leave, heard, aside: true }, Event::Deadline) if now >= repeat => {
+                let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
+                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard, aside: true }, vec![arrived])
+            }
+            // Where the new vNIC's frames go is the other migration's to say.
+            (Arrived { offer, switched, repeat, leave, heard, aside: true }, Event::Restarted) => {
+                let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
+                (Arrived { offer, switched, repeat, leave, heard, aside: true }, vec![arrived])
+            }
+
             // ---- Arrived
             (
-                Arrived { offer, repeat, leave, heard, .. },
+                Arrived { offer, repeat, leave, heard, aside, .. },
                 Event::Guest(FromGuest::Switched { migration, to: Side::New, counts }),
             ) if migration == offer.migration => {
-                (Arrived { offer, switched: Some(counts), repeat, leave, heard }, vec![])
+                (Arrived { offer, switched: Some(counts), repeat, leave, heard, aside }, vec![])
             }
             (
-                Arrived { offer, switched, repeat, leave, heard },
+                Arrived { offer, switched, repeat, leave, heard, aside: false },
                 Event::Guest(
                     FromGuest::Refused { migration, why: Refusal::NoSuchMigration } | FromGuest::Aborted { migration },
                 ),
@@ -406,7 +434,7 @@ impl Destination {
                 Some(_) => take_down(now, offer), // nothing of it is left there
                 None => {
                     let prepare = Order::TellGuest(ToGuest::Prepare(offer.prepare(true)));
-                    (Arrived { offer, switched, repeat, leave, heard }, vec![prepare])
+                    (Arrived { offer, switched, repeat, leave, heard, aside: false }, vec![prepare])
                 }
             },
             (Arrived { offer, .. }, Event::Guest(FromGuest::Settled { migration })) if migration == offer.migration => {
@@ -419,27 +447,32 @@ impl Destination {
             {
                 take_down(now, offer)
             }
-            (Arrived { offer, switched, leave, heard, .. }, Event::Release | Event::Peer(Peer::TakenDown { .. })) => {
+            (
+                Arrived { offer, switched, leave, heard, aside, .. },
+                Event::Release | Event::Peer(Peer::TakenDown { .. }),
+            ) => {
                 let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
                 let leave = leave.or(Some(now + RELEASE));
-                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard }, vec![release])
+                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard, aside }, vec![release])
             }
             // Its host is gone, or cut off for good: whoever is left on the old path waits for nothing.
-            (Arrived { offer, switched, leave: None, heard, .. }, Event::Deadline) if now >= lost(heard, &offer) => {
+            (Arrived { offer, switched, leave: None, heard, aside, .. }, Event::Deadline)
+                if now >= lost(heard, &offer) =>
+            {
                 let said = Order::SourceLost(now - heard);
                 let (state, orders) = if offer.join == Join::Never {
                     take_down(now, offer)
                 } else {
                     let release = Order::TellGuest(ToGuest::Release { migration: offer.migration });
                     (
-                        Arrived { offer, switched, repeat: now + REPEAT, leave: Some(now + RELEASE), heard },
+                        Arrived { offer, switched, repeat: now + REPEAT, leave: Some(now + RELEASE), heard, aside },
                         vec![release],
                     )
                 };
                 (state, [vec![said], orders].concat())
             }
             (Arrived { offer, leave: Some(leave), .. }, Event::Deadline) if now >= leave => take_down(now, offer),
-            (Arrived { offer, switched, repeat, leave, heard }, Event::Deadline) if now >= repeat => {
+            (Arrived { offer, switched, repeat, leave, heard, aside }, Event::Deadline) if now >= repeat => {
                 let migration = offer.migration;
                 let mut orders = vec![Order::TellPeer(Peer::Arrived { migration })];
                 if offer.join != Join::Never {
@@ -447,19 +480,20 @@ impl Destination {
                         if leave.is_some() { ToGuest::Release { migration } } else { ToGuest::Arrived { migration } };
                     orders.push(Order::TellGuest(say));
                 }
-                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard }, orders)
+                (Arrived { offer, switched, repeat: now + REPEAT, leave, heard, aside }, orders)
             }
             // The source has not heard of it yet.
-            (Arrived { offer, switched, repeat, leave, .. }, Event::Peer(Peer::Stopped { migration })) => {
-                let state = Arrived { offer, switched, repeat, leave, heard: now };
+            (Arrived { offer, switched, repeat, leave, aside, .. }, Event::Peer(Peer::Stopped { migration })) => {
+                let state = Arrived { offer, switched, repeat, leave, heard: now, aside };
                 (state, vec![Order::TellPeer(Peer::Arrived { migration })])
             }
-            (Arrived { offer, switched, repeat, leave, .. }, Event::Peer(Peer::KeepAlive { .. }) | Event::Crossed) => {
-                (Arrived { offer, switched, repeat, leave, heard: now }, vec![])
-            }
-            (Arrived { offer, switched, repeat, leave, .. }, Event::Restarted) => {
+            (
+                Arrived { offer, switched, repeat, leave, aside, .. },
+                Event::Peer(Peer::KeepAlive { .. }) | Event::Crossed,
+            ) => (Arrived { offer, switched, repeat, leave, heard: now, aside }, vec![]),
+            (Arrived { offer, switched, repeat, leave, aside, .. }, Event::Restarted) => {
                 let arrived = Order::TellPeer(Peer::Arrived { migration: offer.migration });
-                let state = Arrived { offer, switched, repeat, leave, heard: now }; // nobody listened meanwhile
+                let state = Arrived { offer, switched, repeat, leave, heard: now, aside }; // nobody listened meanwhile
                 (state, vec![Order::PointAtTap, Order::RemoveAdvance, arrived])
             }
 
@@ -514,6 +548,7 @@ impl Destination {
             Destination::Arrived { leave: Some(leave), repeat, .. } => {
                 (*repeat.min(leave), "the guest to leave the old path")
             }
+            Destination::Arrived { repeat, aside: true, .. } => (*repeat, "the VM's way back to be over"),
             Destination::Arrived { repeat, offer, heard, .. } => {
                 ((*repeat).min(lost(*heard, offer)), "the guest to settle")
             }
@@ -532,6 +567,7 @@ impl Destination {
             Destination::Incoming { diverted: true, .. } => "incoming, stopped",
             Destination::Incoming { begin: Some(_), .. } => "admitted",
             Destination::Incoming { .. } => "incoming",
+            Destination::Arrived { aside: true, .. } => "arrived, set aside",
             Destination::Arrived { leave: Some(_), .. } => "arrived, leaving the old path",
             Destination::Arrived { switched: Some(_), .. } => "arrived, switched",
             Destination::Arrived { .. } => "arrived",
@@ -547,6 +583,16 @@ impl Destination {
             Destination::Arrived { switched, .. } => *switched,
             _ => None,
         }
+    }
+
+    /// The VM may go back from here while its old address is held.
+    pub fn holds(&self) -> bool {
+        matches!(self, Destination::Arrived { switched: Some(_), leave: None, aside: false, .. })
+    }
+
+    /// The VM is on its way back, or was when the service was last here.
+    pub fn is_aside(&self) -> bool {
+        matches!(self, Destination::Arrived { aside: true, .. })
     }
 
     /// What the source was offered.
@@ -648,7 +694,10 @@ fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>
         Join::Never => {}
     }
     orders.extend([Order::TellPeer(Peer::Arrived { migration }), Order::RemoveAdvance]);
-    (Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None, heard: now }, orders)
+    (
+        Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None, heard: now, aside: false },
+        orders,
+    )
 }
 
 /// When the source's end of the home tunnel is taken for gone.

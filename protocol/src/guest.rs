@@ -13,15 +13,19 @@
 //! Programs in the VM may hold the step from Preparing to Prepared back for a while ([`HOLD`]); an arrival does not wait
 //! for them.
 //!
+//! A VM may return to the site whose address it still holds ([`returning`]): Switched and Settling are set aside then, and
+//! Undoing leads back to them.
+//!
 //! The point of no return is the old endpoint's withdrawal, in [`Settling`]: it is ordered only when the VM is surely at
 //! the destination and each connection has a subflow on the new address (or the drain policy's time is over).
 
 pub mod holds;
 mod preparing;
+pub mod returning;
 mod settling;
 mod switched;
 
-use alloc::{vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -97,9 +101,9 @@ pub enum Notice {
     /// operator. Said at an early flip without, and again with it.
     Switched { to: Side, sure: bool },
     /// The old path is left.
-    Settled,
+    Settled { migration: MigrationId },
     /// Everything is as it was before [`Notice::Preparing`].
-    Aborted,
+    Aborted { migration: MigrationId },
 }
 
 /// What the shell is to do, in this order.
@@ -199,6 +203,9 @@ pub struct Preparing {
     /// The gateway that has not answered yet, as far as the shell has said.
     #[serde(default)]
     pub silent: Option<IpAddr>,
+    /// What an abort leads back to, where that is more than idle: see [`returning`].
+    #[serde(default)]
+    pub aside: Option<Box<Guest>>,
 }
 
 /// The new path stands and the clients have joined, as backup.
@@ -209,6 +216,8 @@ pub struct Prepared {
     pub arrival: Arrival,
     /// Before arrival: when the silence of the host has lasted too long.
     pub lease: Option<Millis>,
+    #[serde(default)]
+    pub aside: Option<Box<Guest>>,
 }
 
 /// What the VM has been told of the switch.
@@ -245,6 +254,9 @@ pub struct Switched {
     /// What the VM has been told.
     #[serde(default)]
     pub told: Told,
+    /// Until the arrival is sure.
+    #[serde(default)]
+    pub aside: Option<Box<Guest>>,
 }
 
 /// How those who have not joined are asked to.
@@ -298,6 +310,9 @@ pub struct Undoing {
     pub failed: u8,
     #[serde(default)]
     pub refused: bool,
+    /// What this leads back to.
+    #[serde(default)]
+    pub aside: Option<Box<Guest>>,
 }
 
 /// The machine.
@@ -360,9 +375,11 @@ impl Guest {
                 s.plan.drain = Drain::For(0);
                 s.switch(now, Arrival::Sure)
             }
-            (Guest::Prepared(s), Event::Told(ToGuest::Abort { .. })) if s.arrival < Arrival::Sure => undo(s.plan, None),
-            (Guest::Prepared(s), Event::Lost(why)) if s.arrival == Arrival::No => undo(s.plan, Some(why)),
-            (Guest::Prepared(s), Event::Deadline) if s.lease.is_some_and(|at| now >= at) => undo(s.plan, None),
+            (Guest::Prepared(s), Event::Told(ToGuest::Abort { .. })) if s.arrival < Arrival::Sure => {
+                undo(s.plan, None, s.aside)
+            }
+            (Guest::Prepared(s), Event::Lost(why)) if s.arrival == Arrival::No => undo(s.plan, Some(why), s.aside),
+            (Guest::Prepared(s), Event::Deadline) if s.lease.is_some_and(|at| now >= at) => undo(s.plan, None, s.aside),
             (Guest::Prepared(mut s), Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. })) => {
                 if s.arrival < Arrival::Sure {
                     s.arrival = Arrival::No;
@@ -409,8 +426,11 @@ impl Guest {
                     Some(why) => FromGuest::Refused { migration, why },
                     None => FromGuest::Aborted { migration },
                 };
-                let orders = vec![Order::Reply(reply), Order::Notify(Notice::Aborted)];
-                (Guest::Idle { last: Some(Ended::Aborted(migration)) }, orders)
+                let orders = vec![Order::Reply(reply), Order::Notify(Notice::Aborted { migration })];
+                match s.aside {
+                    Some(aside) => aside.taken_up(now, orders),
+                    None => (Guest::Idle { last: Some(Ended::Aborted(migration)) }, orders),
+                }
             }
 
             // ---- late, repeated, or of no consequence here
@@ -438,22 +458,11 @@ impl Guest {
                     let why = Refusal::NoSuchVnic(plan.new);
                     return (state, refuse(plan.migration, why));
                 }
-                let arrival = if plan.arrived { Arrival::Sure } else { Arrival::No };
-                let (stage, step) = if plan.addressing.is_obtained() {
-                    (Stage::Obtaining { until: now + OBTAIN }, Step::Obtain)
-                } else {
-                    (Stage::Raising, Step::RaisePath)
-                };
-                let state = Preparing {
-                    plan,
-                    stage,
-                    arrival,
-                    counts: Counts::default(),
-                    held: None,
-                    held_most: now + HOLD,
-                    silent: None,
-                };
-                (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(step)])
+                Preparing::begin(now, plan, state)
+            }
+            (state, ToGuest::Prepare(plan)) if state.leads_back(&plan) => Preparing::begin(now, plan, state),
+            (state, told) if state.aside().is_some_and(|aside| aside.migration() == told.migration()) => {
+                state.tell_aside(now, told)
             }
             (state, ToGuest::Prepare(plan)) => {
                 let busy = state.migration().map_or(Refusal::NoSuchMigration, Refusal::Busy);
@@ -474,7 +483,8 @@ impl Guest {
     }
 
     fn has_settled(&self, migration: MigrationId) -> bool {
-        matches!(self, Guest::Idle { last: Some(Ended::Settled(m)) } if *m == migration)
+        let before = self.aside().unwrap_or(self);
+        matches!(before, Guest::Idle { last: Some(Ended::Settled(m)) } if *m == migration)
     }
 
     /// What is awaited, and until when.
@@ -593,8 +603,8 @@ impl Guest {
 }
 
 /// Tears down what was prepared; the traffic is on the old path already.
-fn undo(plan: Prepare, why: Option<Refusal>) -> (Guest, Vec<Order>) {
-    Undoing { plan, drain: None, why, failed: 0, refused: false }.tear_down()
+fn undo(plan: Prepare, why: Option<Refusal>, aside: Option<Box<Guest>>) -> (Guest, Vec<Order>) {
+    Undoing { plan, drain: None, why, failed: 0, refused: false, aside }.tear_down()
 }
 
 impl Undoing {

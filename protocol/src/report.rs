@@ -147,6 +147,8 @@ pub enum Outcome {
     Settled,
     Aborted,
     Refused(Refusal),
+    /// The VM went back while its old address was held, which is the direct one again.
+    Returned,
 }
 
 impl Outcome {
@@ -156,6 +158,7 @@ impl Outcome {
             Outcome::Settled => "settled",
             Outcome::Aborted => "aborted",
             Outcome::Refused(_) => "refused",
+            Outcome::Returned => "returned",
         }
     }
 }

@@ -64,7 +64,7 @@ impl Daemon {
             }
             Call::Rehearse { told, answer } => {
                 let (_, orders) = self.record.guest.clone().handle(now(), Event::Told(told));
-                let _ = answer.send(crate::rehearse::steps(&orders, self.record.paths.as_ref()));
+                let _ = answer.send(crate::rehearse::steps(&orders, self.record.paths().as_ref()));
             }
             Call::Tell { told, answer } => match told.migration() {
                 Some(migration) => {

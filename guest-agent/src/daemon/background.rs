@@ -19,7 +19,7 @@ const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::fro
 impl Daemon {
     /// In the background: an abort must not wait for a silent gateway. Of two, both must answer.
     pub(super) fn probe_gateway(&mut self) {
-        let Some(paths) = self.record.paths else { return };
+        let Some(paths) = self.record.paths() else { return };
         let facts = self.facts.clone();
         self.stop_probe();
         let probe = tokio::task::spawn_local(async move {
@@ -46,7 +46,7 @@ impl Daemon {
 
     /// While the old path is being left, each end of a connection to its address is worth a count.
     pub(super) fn watch_closures(&mut self) {
-        let old = self.record.paths.filter(|_| self.record.guest.holding().is_some()).map(|paths| paths.old);
+        let old = self.record.paths().filter(|_| self.record.guest.holding().is_some()).map(|paths| paths.old);
         match (old, &self.closures) {
             (Some(old), None) => {
                 let facts = self.facts.clone();
@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     pub(super) fn announce_again_later(&self) {
-        let Some(paths) = self.record.paths else { return };
+        let Some(paths) = self.record.paths() else { return };
         tokio::task::spawn_local(async move {
             for wait in ANNOUNCE_AGAIN {
                 tokio::time::sleep(wait).await;

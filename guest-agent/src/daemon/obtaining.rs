@@ -127,10 +127,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// What the host did not give it hears of before the guest is prepared.
+    /// What the host did not give, or a way back has kept, it hears of before the guest is prepared.
     pub(super) fn tell_addresses(&mut self) {
-        if let (Some(plan), Some(paths)) = (self.record.guest.plan(), self.record.paths)
-            && plan.addressing.is_obtained()
+        if let (Some(plan), Some(paths)) = (self.record.guest.plan(), self.record.paths())
+            && (plan.addressing.is_obtained() || self.record.guest.is_on_way_back())
         {
             let message = FromGuest::Addressed { migration: plan.migration, addresses: paths.new.addresses() };
             self.hosts.retain(|(_, host)| host.send(message.clone()).is_ok());

@@ -89,7 +89,7 @@ impl Daemon {
                 Some(self.do_step(step).await)
             }
             Order::Count => {
-                let paths = self.record.paths?;
+                let paths = self.record.paths()?;
                 let arrived = self.record.guest.has_arrived();
                 let begun = std::time::Instant::now();
                 let snapshot = self.kernel.diag.snapshot();
@@ -122,7 +122,7 @@ impl Daemon {
 
     /// Of the old addresses, while they are withdrawn. It is a favour to peers: where it cannot be done, the move goes on.
     fn hold_farewell(&mut self) {
-        let Some(paths) = self.record.paths else { return };
+        let Some(paths) = self.record.paths() else { return };
         match Farewell::hold(&paths.old.addresses().all()) {
             Ok(farewell) => {
                 self.farewell_said = Some(Instant::now() + SAID);
@@ -160,7 +160,9 @@ impl Daemon {
             }
             Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
             Step::LowerPath => {
-                if let Some(new) = record.guest.plan().map(|plan| plan.new) {
+                // What is held is kept alive as before.
+                let given = record.guest.plan().filter(|_| !record.guest.is_on_way_back());
+                if let Some(new) = given.map(|plan| plan.new) {
                     self.give_up(new).await;
                 }
                 path::lower(&mut self.kernel, &mut self.record).await
@@ -173,7 +175,7 @@ impl Daemon {
                 if let Some(old) = record.guest.plan().map(|plan| plan.old) {
                     self.give_up(old).await;
                 }
-                let paths = self.record.paths;
+                let paths = self.record.paths();
                 let released = path::release_old(&mut self.kernel, &mut self.record).await;
                 self.follow_routers(paths);
                 released

@@ -44,7 +44,7 @@ impl Reports {
             None
         });
         // Of another migration it is what a crash left behind, between the report and the end.
-        open = open.filter(|account| Some(account.migration()) == under_way);
+        open = open.and_then(|account| account.of(under_way?));
         if let Some(account) = &mut open {
             account.resume();
         }

@@ -2,7 +2,7 @@
 
 use lsm_protocol::{
     FromGuest,
-    guest::{Ended, Event, Guest, Notice, Order},
+    guest::{Event, Notice, Order},
 };
 
 use super::{Daemon, now};
@@ -30,7 +30,7 @@ impl Daemon {
     pub(super) fn note_moves(&mut self, orders: &[Order]) {
         for order in orders {
             if let (Order::Notify(Notice::Switched { to, sure: true }), Some(plan), Some(paths)) =
-                (order, self.record.guest.plan(), &self.record.paths)
+                (order, self.record.guest.plan(), &self.record.paths())
             {
                 self.record.moved = Some(Move::to(*to, plan.migration, &plan.lan, paths));
             }
@@ -38,24 +38,25 @@ impl Daemon {
     }
 
     pub(super) fn notify(&mut self, notice: Notice) -> Option<Event> {
-        let migration = match &self.record.guest {
-            Guest::Idle { last: Some(Ended::Settled(migration) | Ended::Aborted(migration)) } => Some(*migration),
-            guest => guest.migration(),
-        }?;
+        let migration = match notice {
+            Notice::Settled { migration } | Notice::Aborted { migration } => migration,
+            Notice::Preparing | Notice::Switched { .. } => self.record.guest.migration()?,
+        };
         let about = migration.to_string();
         let signal = match notice {
             Notice::Preparing => {
                 self.holds.begin(now());
                 let plan = self.record.guest.plan()?;
+                let held = self.record.paths().filter(|_| self.record.guest.is_on_way_back());
                 Signal::Preparing {
                     migration: about,
                     lan: plan.lan.clone(),
-                    addresses: plan.addressing.addresses(),
+                    addresses: held.map_or_else(|| plan.addressing.addresses(), |paths| paths.new.addresses()),
                     most_ms: self.holds.limit() as u32,
                 }
             }
             Notice::Switched { to, sure } => {
-                let Move { from, to, .. } = Move::to(to, migration, "", self.record.paths.as_ref()?);
+                let Move { from, to, .. } = Move::to(to, migration, "", &self.record.paths()?);
                 if sure && let Some(moved) = &self.record.moved {
                     let message = moved.message();
                     self.tell_hosts(&message);
@@ -63,8 +64,8 @@ impl Daemon {
                 }
                 Signal::Switched { migration: about, from, to, sure }
             }
-            Notice::Settled => Signal::Settled { migration: about },
-            Notice::Aborted => Signal::Aborted { migration: about },
+            Notice::Settled { .. } => Signal::Settled { migration: about },
+            Notice::Aborted { .. } => Signal::Aborted { migration: about },
         };
         let _ = self.signals.send(signal); // an error: nobody is there to hear it
         (notice == Notice::Preparing).then(|| Event::Held { until: self.holds.until() })

@@ -16,12 +16,25 @@ use crate::{
 
 /// New vNIC up, addresses, rules and tables for both; checked by asking the kernel where packets would go.
 pub async fn raise(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(), Refusal> {
+    let endpoints = kernel.path_manager.endpoints().map_err(|e| Refusal::PathManager(chain(&e)))?;
     let new = plug(kernel, record, plan).await?;
-    give(kernel, record, plan, &new).await?;
-    if record.paths.is_some_and(|paths| paths.new.exits().next().is_none()) {
+    if record.guest.is_on_way_back() {
+        let held = record.paths().map(|paths| paths.new);
+        let held = endpoints.iter().filter(|e| held.is_some_and(|held| held.carries(e.address)));
+        record.keep_before(plan.migration, held.map(|endpoint| endpoint.id));
+    }
+    if !holds(record) {
+        give(kernel, record, plan, &new).await?;
+    }
+    if record.paths().is_some_and(|paths| paths.new.exits().next().is_none()) {
         return Err(Refusal::NotPrepared); // nothing was got
     }
     route(kernel, record, plan)
+}
+
+/// On a way back: the new vNIC has an address from before.
+fn holds(record: &Record) -> bool {
+    record.guest.is_on_way_back() && record.paths().is_some_and(|paths| paths.new.exits().next().is_some())
 }
 
 /// Looks at everything first, then sets the new vNIC's parameters and raises it.
@@ -32,18 +45,27 @@ pub async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> R
     let old = find(kernel, plan.old).await?;
     let new = find(kernel, plan.new).await?;
     // Of another move, whose end failed, nothing is true any more.
-    record.paths = record.paths.filter(|paths| (paths.old.mac, paths.new.mac) == (plan.old, plan.new));
-    let paths = match record.paths {
+    let known = record.paths().filter(|paths| (paths.old.mac, paths.new.mac) == (plan.old, plan.new));
+    let back = record.guest.is_on_way_back();
+    let paths = match known {
+        // What is held, as far as it still is.
+        Some(Paths { old, new: held, old_covered }) if back => {
+            let mut still = Plugged::bare(held.mac);
+            held.exits()
+                .filter(|exit| new.addresses.iter().any(|(had, _)| *had == exit.source))
+                .for_each(|exit| still.put(exit));
+            Paths { old, new: still, old_covered }
+        }
         Some(paths) => paths, // a repetition: the main table may have changed since
         None => Paths { old: exits_of(kernel, &old)?, new: Plugged::bare(plan.new), old_covered: false },
     };
     for address in plan.addressing.addresses().all() {
-        if old.addresses.iter().any(|(used, _)| *used == address) {
+        if !back && old.addresses.iter().any(|(used, _)| *used == address) {
             let detail = format!("address {address} is in use on vNIC {} already; correct the LAN's pool", plan.old);
             return Err(Refusal::Path { mac: plan.new, detail });
         }
     }
-    record.paths = Some(paths);
+    record.set_paths(Some(paths));
 
     for vnic in [&old, &new] {
         for (parameter, value) in PARAMETERS {
@@ -86,14 +108,15 @@ pub async fn got(kernel: &mut Kernel, record: &mut Record, mac: Mac, found: Addr
 
 /// The new vNIC has an address of this family.
 fn put(record: &mut Record, exit: Exit) {
-    if let Some(paths) = &mut record.paths {
+    if let Some(mut paths) = record.paths() {
         paths.new.put(exit);
+        record.set_paths(Some(paths));
     }
 }
 
 /// A table and a rule for each address of both vNICs, and the proof that they are heeded.
 fn route(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(), Refusal> {
-    let Some(paths) = record.paths else { return Err(Refusal::NotPrepared) };
+    let Some(paths) = record.paths() else { return Err(Refusal::NotPrepared) };
     let exits: Vec<Exit> = paths.old.exits().chain(paths.new.exits()).collect();
     for exit in &exits {
         let table = TABLE + exit.ifindex;

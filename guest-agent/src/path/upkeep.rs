@@ -26,7 +26,7 @@ pub fn watch() -> Result<Watch, Error> {
 /// When the kernel cannot be asked, or refuses; what was put back until then is so.
 pub fn repair(kernel: &mut Kernel, record: &Record) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
-    let Some(paths) = record.paths else { return Ok(missing) };
+    let Some(paths) = record.paths() else { return Ok(missing) };
     let there = kernel.routing.rules()?;
     for change in &record.changes {
         let Change::Rule(key) = change else { continue };
@@ -51,7 +51,7 @@ pub fn repair(kernel: &mut Kernel, record: &Record) -> Result<Vec<String>, Error
 /// # Errors
 /// When the kernel cannot be asked.
 pub async fn gone(kernel: &Kernel, record: &Record) -> Result<Option<Refusal>, vnic::Error> {
-    let Some(paths) = record.paths else { return Ok(None) };
+    let Some(paths) = record.paths() else { return Ok(None) };
     let mac = paths.new.mac;
     let Some(vnic) = kernel.vnics.find(mac).await? else { return Ok(None) };
     let lost = paths.new.exits().map(|exit| exit.source).find(|one| !vnic.addresses.iter().any(|(had, _)| had == one));

@@ -54,7 +54,7 @@ impl Hands {
             plugged
         };
         let (old, new) = (plugged("a", |scene| scene.old), plugged("b", |scene| scene.new));
-        record.paths = Some(Paths { old, new, old_covered: false });
+        record.set_paths(Some(Paths { old, new, old_covered: false }));
         let runtime = runtime();
         let kernel = runtime.block_on(async { Kernel::open().unwrap() });
         Hands { runtime, kernel, record, directory }
@@ -252,7 +252,8 @@ fn every_connection_is_foreseen() {
         let _elsewhere = std::net::UdpSocket::bind("0.0.0.0:7007").unwrap();
 
         let mut hands = Hands::new(&scene);
-        let paths = hands.record.paths.take(); // no migration is under way
+        let paths = hands.record.paths();
+        hands.record.set_paths(None); // no migration is under way
         let look = |hands: &mut Hands| {
             hands.runtime.block_on(foresight::look(&mut hands.kernel, &hands.record, 10_000)).unwrap()
         };
@@ -270,7 +271,7 @@ fn every_connection_is_foreseen() {
         assert_eq!((before.sums.managed(), before.sums.local), (4, 2), "both ends of one are here: {before:?}");
 
         // Once it has joined, that is known.
-        hands.record.paths = paths;
+        hands.record.set_paths(paths);
         hands.announce();
         hands.subflows("joins", scene.new, 2);
         assert_eq!(fate(&look(&mut hands), 7001), Some(Fate::Able { ago: 0 }));

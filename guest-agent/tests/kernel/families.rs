@@ -75,7 +75,7 @@ fn two_families_move_together_and_come_back_together() {
             let plan = plan(&[FOUR, SIX]);
             path::raise(&mut kernel, &mut record, &plan).await.unwrap();
             path::raise(&mut kernel, &mut record, &plan).await.unwrap();
-            let paths = record.paths.unwrap();
+            let paths = record.paths().unwrap();
             assert_eq!(paths.old.addresses().to_string(), "192.0.2.7 and 2001:db8:a::7");
             assert_eq!(paths.new.addresses().to_string(), "198.51.100.7 and 2001:db8:b::7");
             assert_eq!(defaults(), had, "not yet");
@@ -114,7 +114,7 @@ fn a_lan_of_one_family_takes_a_vm_of_two() {
         runtime().block_on(async {
             let (mut kernel, mut record) = (Kernel::open().unwrap(), Record::open(&directory).unwrap());
             path::raise(&mut kernel, &mut record, &plan(&[SIX])).await.unwrap();
-            let paths = record.paths.unwrap();
+            let paths = record.paths().unwrap();
             assert_eq!(paths.old.addresses().to_string(), "192.0.2.7 and 2001:db8:a::7");
             assert_eq!(paths.new.addresses().to_string(), "2001:db8:b::7");
             path::take_over(&mut kernel, &mut record).unwrap();

@@ -41,16 +41,16 @@ fn an_old_vnic_that_is_gone_is_left_all_the_same() {
         runtime().block_on(async {
             let (mut kernel, mut record) = (Kernel::open().unwrap(), Record::open(&directory).unwrap());
             path::raise(&mut kernel, &mut record, &plan(1)).await.unwrap();
-            let first = record.paths;
+            let first = record.paths();
             run("ip link del dev v1");
             path::release_old(&mut kernel, &mut record).await.unwrap();
-            assert_eq!((record.paths, record.changes.len()), (None, 0));
+            assert_eq!((record.paths(), record.changes.len()), (None, 0));
             assert!(!run("ip rule").contains("192.0.2.1"));
 
-            record.paths = first; // as after an end that failed
+            record.set_paths(first); // as after an end that failed
             run("ip route add default via 198.51.101.2");
             path::raise(&mut kernel, &mut record, &plan(2)).await.unwrap();
-            let old = record.paths.unwrap().old;
+            let old = record.paths().unwrap().old;
             assert_eq!((old.mac, old.addresses().to_string().as_str()), (mac(2), "198.51.101.1"));
         });
         std::fs::remove_dir_all(&directory).unwrap();

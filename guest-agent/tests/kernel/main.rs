@@ -17,5 +17,6 @@ mod leaving;
 mod obtained;
 mod obtaining;
 mod place;
+mod returning;
 mod switch;
 mod traffic;

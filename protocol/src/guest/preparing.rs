@@ -3,11 +3,32 @@
 use alloc::{vec, vec::Vec};
 
 use super::{
-    ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, JOINS, MANY, OBTAIN, Order, Prepared, Preparing, Stage, Step, undo,
+    ANNOUNCEMENTS, Arrival, Event, GATEWAY, Guest, HOLD, JOINS, MANY, Notice, OBTAIN, Order, Prepared, Preparing,
+    Stage, Step, undo,
 };
-use crate::{Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
+use crate::{Counts, Drain, FromGuest, Millis, Prepare, Refusal, ToGuest};
 
 impl Preparing {
+    /// An address that is held need not be got again.
+    pub(super) fn begin(now: Millis, plan: Prepare, before: Guest) -> (Guest, Vec<Order>) {
+        let (stage, step) = if plan.addressing.is_obtained() && matches!(before, Guest::Idle { .. }) {
+            (Stage::Obtaining { until: now + OBTAIN }, Step::Obtain)
+        } else {
+            (Stage::Raising, Step::RaisePath)
+        };
+        let state = Preparing {
+            arrival: if plan.arrived { Arrival::Sure } else { Arrival::No },
+            plan,
+            stage,
+            counts: Counts::default(),
+            held: None,
+            held_most: now + HOLD,
+            silent: None,
+            aside: before.set_aside(),
+        };
+        (Guest::Preparing(state), vec![Order::Notify(Notice::Preparing), Order::Do(step)])
+    }
+
     pub(super) fn handle(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
         match (self.stage, event) {
             (Stage::Obtaining { .. }, Event::Done(Step::Obtain)) => {
@@ -16,7 +37,7 @@ impl Preparing {
             }
             (Stage::Obtaining { until }, Event::Deadline) if now >= until => {
                 let (mac, detail) = (self.plan.new, "nobody got one, nor said why not".into());
-                undo(self.plan, Some(Refusal::NoAddress { mac, detail }))
+                undo(self.plan, Some(Refusal::NoAddress { mac, detail }), self.aside)
             }
             (Stage::Raising, Event::Done(Step::RaisePath)) => {
                 self.stage = Stage::Probing { until: now + GATEWAY };
@@ -28,7 +49,7 @@ impl Preparing {
             }
             (Stage::Probing { until }, Event::Deadline) if now >= until => {
                 let gateway = self.silent.or_else(|| self.plan.addressing.given().next().map(|given| given.gateway));
-                undo(self.plan, Some(gateway.map_or(Refusal::Addressing, Refusal::GatewaySilent)))
+                undo(self.plan, Some(gateway.map_or(Refusal::Addressing, Refusal::GatewaySilent)), self.aside)
             }
             (Stage::Probing { .. }, Event::Silent(gateway)) => {
                 self.silent = Some(gateway);
@@ -60,13 +81,13 @@ impl Preparing {
                 self.stage = Stage::Joining { until: now + JOINS, announced: announced + 1, joined: 0 };
                 (Guest::Preparing(self), vec![Order::Do(Step::Reannounce)])
             }
-            (_, Event::Lost(why)) if self.arrival == Arrival::No => undo(self.plan, Some(why)),
+            (_, Event::Lost(why)) if self.arrival == Arrival::No => undo(self.plan, Some(why), self.aside),
             (Stage::Obtaining { .. }, Event::Failed(Step::Obtain, why))
             | (Stage::Raising, Event::Failed(Step::RaisePath, why))
             | (Stage::Probing { .. }, Event::Failed(Step::ProbeGateway, why))
             | (Stage::Announcing, Event::Failed(Step::Announce, why))
             | (Stage::Joining { .. }, Event::Failed(Step::Announce | Step::Reannounce, why)) => {
-                undo(self.plan, Some(why))
+                undo(self.plan, Some(why), self.aside)
             }
             (stage, Event::Held { until }) => {
                 self.held = Some(until.min(self.held_most)).filter(|at| now < *at);
@@ -78,7 +99,7 @@ impl Preparing {
                 self.counts = counts;
                 (Guest::Preparing(self), vec![])
             }
-            (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None),
+            (_, Event::Told(ToGuest::Abort { .. })) => undo(self.plan, None, self.aside),
             (_, Event::Told(ToGuest::Prepare(Prepare { arrived: false, .. }) | ToGuest::KeepAlive { .. })) => {
                 // The source still speaks: its service was restarted, and what we took for the arrival was that.
                 if self.arrival == Arrival::Guessed {
@@ -145,9 +166,9 @@ impl Preparing {
             self.stage = Stage::Held { until };
             return (Guest::Preparing(self), vec![]);
         }
-        let Preparing { plan, arrival, counts, .. } = self;
+        let Preparing { plan, arrival, counts, aside, .. } = self;
         let lease = (arrival == Arrival::No).then_some(now + plan.lease);
-        let state = Prepared { plan, counts, arrival, lease };
+        let state = Prepared { plan, counts, arrival, lease, aside };
         if arrival == Arrival::No {
             let answer = state.answer();
             (Guest::Prepared(state), vec![answer, Order::Learn])
@@ -163,7 +184,7 @@ mod tests {
     use alloc::string::String;
 
     use super::*;
-    use crate::{Addressing, Counts, Mac, MigrationId, V4, V6};
+    use crate::{Addressing, Mac, MigrationId, V4, V6};
 
     #[test]
     fn nothing_is_announced_again_while_many_are_joining() {
@@ -181,7 +202,7 @@ mod tests {
         let counts = Counts::default();
         let stage = Stage::Joining { until: JOINS, announced: 1, joined: 0 };
         let arrival = Arrival::No;
-        let preparing = Preparing { plan, stage, arrival, counts, held: None, held_most: 0, silent: None };
+        let preparing = Preparing { plan, stage, arrival, counts, held: None, held_most: 0, silent: None, aside: None };
         let mut state = Guest::Preparing(preparing);
         let mut now = 0;
         // Joined of 10,000 when the time is over; what is ordered then.

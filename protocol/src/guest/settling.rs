@@ -64,7 +64,8 @@ impl Settling {
             (Leaving::Holding { .. }, Event::SubflowsChanged) => (Guest::Settling(self), vec![Order::Count]),
             (Leaving::Releasing, Event::Done(Step::ReleaseOld) | Event::Failed(Step::ReleaseOld, _)) => {
                 let migration = self.plan.migration;
-                let orders = vec![Order::Reply(FromGuest::Settled { migration }), Order::Notify(Notice::Settled)];
+                let orders =
+                    vec![Order::Reply(FromGuest::Settled { migration }), Order::Notify(Notice::Settled { migration })];
                 (Guest::Idle { last: Some(Ended::Settled(migration)) }, orders)
             }
             (_, Event::Told(ToGuest::Arrived { migration } | ToGuest::Switch { migration, to: Side::New })) => {

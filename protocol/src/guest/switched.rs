@@ -4,7 +4,7 @@ use alloc::{vec, vec::Vec};
 
 use super::{
     Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Notice, Order, Prepared, RECOUNT, RECOUNT_MAX,
-    RETRY, Settling, Step, Stragglers, Switched, Told, Undoing,
+    RETRY, Settling, Step, Stragglers, Switched, Told, Undoing, returning::is_way_back,
 };
 use crate::{Counts, Drain, FromGuest, MigrationId, Millis, Refusal, Side, ToGuest};
 
@@ -28,6 +28,8 @@ impl Prepared {
             stragglers: None,
             told: Told::Nothing,
             plan: self.plan,
+            // What is surely there does not go back.
+            aside: self.aside.filter(|_| arrival < Arrival::Sure),
         };
         (Guest::Switched(state.cut_from(now)), vec![Order::Do(Step::Prefer(Side::New))])
     }
@@ -64,9 +66,13 @@ impl Switched {
                 let answer = self.answer();
                 (Guest::Switched(self), vec![answer])
             }
-            // No host knows of us. If the VM did arrive, its LAN answers; if not, the tunnel is gone or soon will be.
+            // No host knows of us. If the VM did arrive, its LAN answers; if not, the tunnel is gone or soon will be. But for
+            // a held address, whose tunnel stays: from there it is back to what was, and a host that knows better says so.
             Event::Deadline
-                if self.arrival == Arrival::Guessed && !self.proving && self.lease.is_some_and(|at| now >= at) =>
+                if self.arrival == Arrival::Guessed
+                    && !self.proving
+                    && !is_way_back(self.aside.as_deref())
+                    && self.lease.is_some_and(|at| now >= at) =>
             {
                 self.proving = true;
                 self.lease = Some(now + GATEWAY);
@@ -158,7 +164,8 @@ impl Switched {
                 let migration = self.plan.migration;
                 let reply = FromGuest::Switched { migration, to: Side::Old, counts: self.counts };
                 let lease = (self.arrival < Arrival::Sure).then_some(now + self.plan.lease);
-                let state = Prepared { plan: self.plan, counts: self.counts, arrival: self.arrival, lease };
+                let (plan, counts, arrival, aside) = (self.plan, self.counts, self.arrival, self.aside);
+                let state = Prepared { plan, counts, arrival, lease, aside };
                 let mut orders = vec![Order::Do(Step::Prefer(Side::Old)), Order::Reply(reply)];
                 if self.told > Told::Nothing {
                     let sure = self.told == Told::Sure;
@@ -202,6 +209,7 @@ impl Switched {
     fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
         self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
         self.arrival = arrival;
+        self.aside = self.aside.filter(|_| arrival < Arrival::Sure);
         self.heard(now);
         self.recount = now + RETRY;
         self.pause = RECOUNT;
@@ -242,7 +250,8 @@ impl Switched {
     }
 
     fn undo(self, now: Millis) -> (Guest, Vec<Order>) {
-        let state = Undoing { plan: self.plan, drain: Some(now + DRAIN), why: None, failed: 0, refused: false };
+        let (plan, aside) = (self.plan, self.aside);
+        let state = Undoing { plan, drain: Some(now + DRAIN), why: None, failed: 0, refused: false, aside };
         (Guest::Undoing(state), vec![Order::Do(Step::Prefer(Side::Old))])
     }
 }

@@ -2,6 +2,7 @@
 //! of each; the shell only tells what it saw.
 
 use alloc::{
+    boxed::Box,
     collections::BTreeMap,
     string::{String, ToString},
     vec::Vec,
@@ -68,6 +69,9 @@ pub struct Account {
     /// The new path is preferred.
     switched: bool,
     restarted: bool,
+    /// Of the migration that is set aside.
+    #[serde(default)]
+    aside: Option<Box<Account>>,
     #[serde(skip)]
     known: BTreeMap<Key, Known>,
     /// The number of the last count.
@@ -98,7 +102,7 @@ struct Known {
 
 impl Account {
     /// Takes down what the machine has come to and orders. A preparation opens an account; its end closes it and gives
-    /// the report. `unix`: milliseconds since 1970.
+    /// the report, and so does the return of the VM while the old address is held. `unix`: milliseconds since 1970.
     pub fn follow(
         open: &mut Option<Account>,
         now: Millis,
@@ -109,28 +113,44 @@ impl Account {
         if orders.contains(&Order::Notify(Notice::Preparing))
             && let Some(plan) = guest.plan()
         {
-            *open = Some(Account::begin(now, unix, plan.migration, &plan.lan));
+            let aside = open.take().filter(|_| guest.is_on_way_back()).map(Box::new);
+            *open = Some(Account { aside, ..Account::begin(now, unix, plan.migration, &plan.lan) });
         }
         let account = open.as_mut()?;
-        account.mark(now, guest.name());
+        let goes_on = guest.migration() == Some(account.migration);
+        if goes_on || guest.migration().is_none() {
+            account.mark(now, guest.name());
+        }
         for order in orders {
             match order {
                 Order::Do(step) => account.ordered(now, *step, guest),
                 Order::Reply(reply) => {
-                    let outcome = match reply {
-                        FromGuest::Settled { .. } => Outcome::Settled,
-                        FromGuest::Aborted { .. } => Outcome::Aborted,
-                        FromGuest::Refused { why, .. } => Outcome::Refused(why.clone()),
+                    let (about, outcome) = match reply {
+                        FromGuest::Settled { migration } => (*migration, Outcome::Settled),
+                        FromGuest::Aborted { migration } => (*migration, Outcome::Aborted),
+                        FromGuest::Refused { migration, why } => (*migration, Outcome::Refused(why.clone())),
                         _ => continue,
                     };
-                    if matches!(guest, Guest::Idle { .. }) {
-                        return open.take().map(|account| account.close(outcome));
+                    if !goes_on && about == account.migration {
+                        let mut account = open.take()?;
+                        *open = account.aside.take().map(|aside| *aside);
+                        return Some(account.close(outcome));
+                    }
+                }
+                Order::Notify(Notice::Switched { sure: true, .. }) => {
+                    if let Some(aside) = account.aside.take() {
+                        return Some(aside.close(Outcome::Returned));
                     }
                 }
                 _ => {}
             }
         }
         None
+    }
+
+    /// The account of this migration: this one, or the one that is set aside.
+    pub fn of(self, migration: MigrationId) -> Option<Account> {
+        if self.migration == migration { Some(self) } else { self.aside?.of(migration) }
     }
 
     fn begin(now: Millis, unix: u64, migration: MigrationId, lan: &str) -> Account {
@@ -149,6 +169,7 @@ impl Account {
             datagrams: None,
             switched: false,
             restarted: false,
+            aside: None,
             known: BTreeMap::new(),
             count: 0,
             errors: BTreeMap::new(),
@@ -289,7 +310,7 @@ impl Account {
     }
 
     fn close(mut self, outcome: Outcome) -> Report {
-        let moved = outcome == Outcome::Settled;
+        let moved = matches!(outcome, Outcome::Settled | Outcome::Returned);
         for known in core::mem::take(&mut self.known).into_values() {
             let became = if moved { known.ended(None, true) } else { Became::Kept };
             self.list(Connection { peer: known.peer, became });
@@ -551,6 +572,47 @@ mod tests {
         silent.feed(Event::Failed(guest::Step::RaisePath, why.clone()));
         assert_eq!(silent.report.expect("a report").outcome, Outcome::Refused(why));
         assert_eq!(silent.open, None);
+    }
+
+    #[test]
+    fn a_return_has_an_account_of_its_own_and_gives_the_other_back_if_it_is_called_off() {
+        let back = MigrationId([8; 16]);
+        let held = |looks: &[Look]| {
+            let mut bench = Bench::prepared(looks);
+            bench.tell(arrived());
+            for _ in 0..4 {
+                bench.now = bench.now.max(bench.guest.deadline().map_or(0, |deadline| deadline.at));
+                bench.feed(Event::Deadline);
+                bench.count(looks);
+            }
+            let way_back = Prepare { migration: back, old: plan().new, new: plan().old, ..plan() };
+            bench.tell(ToGuest::Prepare(way_back));
+            assert!(bench.guest.aside().is_some(), "{:?}", bench.guest);
+            for step in [guest::Step::RaisePath, guest::Step::ProbeGateway, guest::Step::Announce] {
+                bench.feed(Event::Done(step));
+            }
+            bench
+        };
+        let looks = [mptcp(1, true), plain(5)];
+        let mut off = held(&looks);
+        off.tell(ToGuest::Abort { migration: back });
+        assert_eq!(off.report.as_ref().map(|r| (r.migration, r.outcome.clone())), Some((back, Outcome::Aborted)));
+        assert_eq!(off.open.as_ref().map(Account::migration), Some(MIGRATION));
+        let report = off.settle(&[mptcp(1, true)]);
+        assert_eq!((report.migration, report.outcome, report.sums.legacy), (MIGRATION, Outcome::Settled, 1));
+
+        let mut there = held(&looks);
+        let found = there.open.clone().and_then(|open| open.of(MIGRATION));
+        assert_eq!(found.map(|account| account.migration), Some(MIGRATION));
+        there.count(&[mptcp(1, true)]);
+        there.tell(ToGuest::Arrived { migration: back });
+        there.now = there.guest.deadline().expect("the take-over").at;
+        there.feed(Event::Deadline);
+        let report = there.report.take().expect("a report of the first");
+        assert_eq!((report.migration, report.outcome, report.sums.legacy), (MIGRATION, Outcome::Returned, 1));
+        let report = there.settle(&[mptcp(1, true)]);
+        assert_eq!((report.migration, report.outcome), (back, Outcome::Settled));
+        assert_eq!(there.open, None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Ended {
     Aborted,
     /// It left, and nothing more was heard of its destination.
     Silent,
+    /// The VM went back while its old address was held, which is the direct one again.
+    Returned,
 }
 
 impl Ended {
@@ -32,6 +34,7 @@ impl Ended {
             Ended::Refused => "refused",
             Ended::Aborted => "aborted",
             Ended::Silent => "silent",
+            Ended::Returned => "returned",
         }
     }
 
@@ -45,6 +48,9 @@ impl Ended {
         use destination::{Destination, Event, Order};
         match (was, is, event) {
             _ if orders.iter().any(|order| matches!(order, Order::Refuse(_))) => Some(Ended::Refused),
+            (Destination::Arrived { aside: true, .. }, Destination::TakingDown { .. }, Event::VmGone) => {
+                Some(Ended::Returned)
+            }
             (Destination::Arrived { .. }, Destination::TakingDown { .. }, event) => Some(match event {
                 Event::Guest(FromGuest::Settled { .. }) => Ended::Settled,
                 Event::VmGone => Ended::VmGone,
@@ -76,7 +82,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Addressing, Counts, Drain, Join, Mac, MigrationId, Offer, TunnelId, Uuid, V4, V6,
+        Addressing, Counts, Drain, Join, Mac, MigrationId, Offer, Side, TunnelId, Uuid, V4, V6,
         destination::{Destination, Policy, Unprepared},
         forecast::Survival,
         source::{Source, Switch},
@@ -128,6 +134,10 @@ mod tests {
         assert_eq!(at_destination(&arrived), None);
         assert_eq!(then(&arrived, Event::Guest(FromGuest::Settled { migration: MIGRATION })), Some(Ended::Settled));
         assert_eq!(then(&arrived, Event::VmGone), Some(Ended::VmGone));
+        let switched =
+            Event::Guest(FromGuest::Switched { migration: MIGRATION, to: Side::New, counts: Counts::default() });
+        let back = [&arrived[..], &[switched, Event::Departs]].concat();
+        assert_eq!(then(&back, Event::VmGone), Some(Ended::Returned));
         assert_eq!(then(&incoming, abort.clone()), Some(Ended::Aborted));
         assert_eq!(then(&incoming[..2], abort.clone()), Some(Ended::Refused));
         // Given up too early: it is here, and settles.

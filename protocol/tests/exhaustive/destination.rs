@@ -65,11 +65,14 @@ impl InDestination {
     }
 
     fn feed(mut self, event: Event) -> Result<Self, String> {
+        let aside = self.is_aside();
         match &event {
             Event::Begun => self.begun = true,
             Event::Carries => (self.trial, self.carried) = (false, true),
             Event::Impassable(_) => self.trial = false,
             Event::Peer(Peer::GuestPrepared { migration: OURS, .. }) => self.uncounted = false,
+            // Of a VM on its way back the home tunnel is in use, whoever says what.
+            Event::Release | Event::Peer(Peer::TakenDown { .. }) if aside => {}
             Event::Guest(FromGuest::Settled { migration: OURS }) | Event::Release => self.home_over = true,
             // The source gave up: it has taken down its end already.
             Event::Peer(
@@ -95,9 +98,17 @@ impl InDestination {
         }
         self.unsaved |= machine.name() != self.machine.name();
         self.machine = machine;
+        let another_s = |order: &Order| matches!(order, Order::TellGuest(_) | Order::PointAtTap | Order::PointAtTunnel);
+        if self.is_aside() && orders.iter().any(another_s) {
+            return Err(format!("meddles with a VM on its way back: {orders:?}"));
+        }
         self.orders = orders.into();
         self.saved();
         Ok(self)
+    }
+
+    fn is_aside(&self) -> bool {
+        matches!(self.machine, Destination::Arrived { aside: true, .. })
     }
 
     fn saved(&mut self) {
@@ -205,6 +216,12 @@ impl InDestination {
             .map(|e| (self.vm, e))
             .collect();
         all.push((self.vm, Event::Release));
+        if self.machine.holds() {
+            all.push((self.vm, Event::Departs));
+        }
+        if self.is_aside() {
+            all.push((self.vm, Event::Stays));
+        }
         if self.trial {
             all.push((self.vm, Event::Carries));
             all.push((self.vm, Event::Impassable(Impassable::Closed { port: 4789 })));
@@ -239,6 +256,7 @@ impl InDestination {
                     // An incoming VM that libvirt has not started is given up in time.
                     (Destination::Incoming { begin: Some(_), .. }, _) => at.deadline()?,
                     (Destination::Incoming { .. }, _) => InDestination { vm: Vm::Dead, ..at }.feed(Event::VmGone)?,
+                    (Destination::Arrived { aside: true, .. }, _) => at.feed(Event::Stays)?,
                     (Destination::Arrived { .. }, _) if at.join == Join::Never => at.feed(Event::Release)?,
                     (Destination::Arrived { .. }, _) => {
                         at.feed(Event::Guest(FromGuest::Settled { migration: OURS }))?

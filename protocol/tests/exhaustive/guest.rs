@@ -8,8 +8,9 @@ use lsm_protocol::{
 };
 
 use crate::world::{
-    FOREIGN, LEASE, OURS, START,
+    BEFORE, FOREIGN, LEASE, OURS, START, elsewhere,
     explore::{Explored, Node, explore, most_states},
+    holding,
     kernel::{Kernel, Truth},
     offer, relative,
 };
@@ -45,7 +46,7 @@ struct InGuest {
 
 impl InGuest {
     fn new(handle: Handle, drain: Drain, to_the_end: bool) -> InGuest {
-        let truth = Truth { there: false, straggler: false, legacy: false, drain, cut: false };
+        let truth = Truth { drain, ..Truth::default() };
         InGuest {
             handle,
             now: START,
@@ -64,6 +65,18 @@ impl InGuest {
         }
     }
 
+    /// Where it may return to, the address is held.
+    fn holding(handle: Handle, drain: Drain, to_the_end: bool) -> InGuest {
+        let machine = holding(Drain::UntilIdle);
+        let (disk, kernel) = (machine.clone(), Kernel::holding());
+        let truth = Truth { drain, held: true, ..Truth::default() };
+        InGuest { machine, disk, kernel, truth, ..InGuest::new(handle, drain, to_the_end) }
+    }
+
+    fn is_before(&self) -> bool {
+        self.machine.migration() == Some(BEFORE)
+    }
+
     fn plan(&self, arrived: bool) -> Prepare {
         offer(Join::Before, self.truth.drain).prepare(arrived)
     }
@@ -76,6 +89,9 @@ impl InGuest {
         }
         if event == Event::Told(ToGuest::Release { migration: OURS }) {
             self.released = true;
+        }
+        if event == Event::Told(ToGuest::Release { migration: BEFORE }) {
+            self.truth.held_cut = true;
         }
         if event == Event::Told(ToGuest::Settle { migration: OURS, cut: true }) {
             // Before the arrival nobody can give the old path up by this.
@@ -129,7 +145,13 @@ impl InGuest {
                 (Drain::For(time), Some(since)) => self.now >= since + time,
                 _ => false,
             };
+        let before = self.is_before();
         match self.orders.pop_front() {
+            Some(Order::Do(step)) if before => {
+                let event = self.kernel.perform_before(step, works, &self.truth)?;
+                self.events.push_back(event);
+            }
+            Some(Order::Count) if before => self.events.push_back(Event::Counted(Kernel::count_before(&self.truth))),
             Some(Order::Do(Step::ProbeGateway)) => self.probing = true,
             Some(Order::Do(step)) => {
                 let event = self.kernel.perform(step, works, &self.truth)?;
@@ -193,9 +215,14 @@ impl InGuest {
         }
         if self.machine.migration().is_some() {
             let migration = FOREIGN;
-            events.push(Event::Told(ToGuest::Prepare(Prepare { migration, ..self.plan(false) })));
+            events.push(Event::Told(ToGuest::Prepare(elsewhere(self.plan(false)))));
             events.push(Event::Told(ToGuest::Abort { migration }));
             events.push(Event::Told(ToGuest::Arrived { migration }));
+        }
+        if self.is_before() || self.machine.is_on_way_back() {
+            let migration = BEFORE;
+            events.push(Event::Told(ToGuest::Arrived { migration }));
+            events.push(Event::Told(ToGuest::Release { migration }));
         }
         match &self.machine {
             Guest::Preparing(s) if s.held.is_none() => events.push(Event::Held { until: self.now + HOLD }),
@@ -209,7 +236,7 @@ impl InGuest {
     /// Left to itself with everybody doing their part, does it come to an end?
     fn comes_to_an_end(&self) -> Result<(), String> {
         let mut at = self.clone();
-        (at.truth.straggler, at.truth.legacy) = (false, false);
+        (at.truth.straggler, at.truth.legacy, at.truth.held) = (false, false, false);
         for _ in 0..200 {
             at = if !at.orders.is_empty() {
                 at.perform(true, true)?
@@ -219,7 +246,7 @@ impl InGuest {
                 at.probed(true)?
             } else {
                 let end = match &at.machine {
-                    Guest::Idle { last: Some(Ended::Settled(_)) } => true,
+                    Guest::Idle { last: Some(Ended::Settled(OURS)) } => true,
                     Guest::Idle { .. } => !at.truth.there,
                     Guest::Settling(s) => {
                         at.truth.drain == Drain::Forever && matches!(s.leaving, Leaving::Holding { .. })
@@ -240,6 +267,7 @@ impl InGuest {
         let migration = OURS;
         let told = match (&self.machine, self.truth.there) {
             (Guest::Idle { .. }, true) => ToGuest::Prepare(self.plan(true)),
+            (Guest::Settling(_), true) if self.is_before() => ToGuest::Prepare(self.plan(true)),
             (Guest::Prepared(s), true) if s.arrival == Arrival::Sure => ToGuest::Switch { migration, to: Side::New },
             (Guest::Preparing(_) | Guest::Prepared(_) | Guest::Switched(_), true) if self.sure.is_none() => {
                 ToGuest::Arrived { migration }
@@ -295,6 +323,12 @@ impl Node for InGuest {
         add("the agent is restarted".to_owned(), self.clone().restart());
         let mut truths =
             vec![("a straggler more or less", Truth { straggler: !self.truth.straggler, ..self.truth.clone() })];
+        if self.kernel.held {
+            truths.push((
+                "a connection to the held address more or less",
+                Truth { held: !self.truth.held, ..self.truth.clone() },
+            ));
+        }
         truths.push(("a legacy connection more or less", Truth { legacy: !self.truth.legacy, ..self.truth.clone() }));
         if !self.truth.there {
             truths.push(("the VM moves", Truth { there: true, ..self.truth.clone() }));
@@ -314,8 +348,20 @@ impl Node for InGuest {
             Guest::Idle { last: Some(Ended::Aborted(_)) } if !self.kernel.as_before() && !self.kernel.fault => {
                 return Err(format!("something is left of an aborted migration: {:?}", self.kernel));
             }
-            Guest::Idle { last: Some(Ended::Settled(_)) } if !self.kernel.as_after() && !self.kernel.fault => {
+            machine if self.is_before() && !self.kernel.as_before() && !self.kernel.fault => {
+                return Err(format!(
+                    "something is left of a way back that was called off: {machine:?}, {:?}",
+                    self.kernel
+                ));
+            }
+            Guest::Idle { last: Some(Ended::Settled(BEFORE)) } if !self.kernel.as_before() && !self.kernel.fault => {
+                return Err(format!("something is left of what was held: {:?}", self.kernel));
+            }
+            Guest::Idle { last: Some(Ended::Settled(OURS)) } if !self.kernel.as_after() && !self.kernel.fault => {
                 return Err(format!("settled on half a path: {:?}", self.kernel));
+            }
+            Guest::Idle { last: Some(Ended::Aborted(_)) | None } if self.kernel.held && !self.kernel.fault => {
+                return Err("forgets the address that is held".to_owned());
             }
             Guest::Idle { .. } => {}
             Guest::Prepared(s) if s.arrival == Arrival::Sure => {} // waits for the operator who switched back
@@ -338,6 +384,11 @@ fn try_all(handle: Handle, drains: &[Drain], to_the_end: bool) -> Result<Explore
     explore(drains.iter().map(root).collect(), 60, most_states(most))
 }
 
+fn try_all_holding(handle: Handle, to_the_end: bool) -> Result<Explored, String> {
+    let root = ("an address held".to_owned(), InGuest::holding(handle, Drain::UntilIdle, to_the_end));
+    explore(vec![root], 60, most_states(100_000))
+}
+
 #[test]
 fn a_usable_path_always_exists() {
     const { assert!(LEASE > CUT) };
@@ -348,6 +399,33 @@ fn a_usable_path_always_exists() {
         }
         Err(story) => panic!("{story}"),
     }
+}
+
+#[test]
+fn a_way_back_keeps_what_is_held_and_leads_back_to_it_if_called_off() {
+    match try_all_holding(Guest::handle, true) {
+        Ok(explored) => {
+            println!("guest on its way back: {explored}");
+            assert!(explored.depth >= 6 || explored.whole);
+        }
+        Err(story) => panic!("{story}"),
+    }
+}
+
+#[test]
+fn an_abort_that_forgets_what_was_set_aside_is_noticed() {
+    let story = try_all_holding(
+        |machine, now, event| match machine.handle(now, event) {
+            (Guest::Undoing(mut s), orders) => {
+                s.aside = None;
+                (Guest::Undoing(s), orders)
+            }
+            other => other,
+        },
+        false,
+    );
+    let story = story.expect_err("it is forgotten");
+    assert!(story.contains("forgets the address that is held"), "{story}");
 }
 
 /// Breaks one thing, and expects to hear of it in these words.
@@ -445,16 +523,80 @@ fn refusals_name_the_migration_that_is_in_the_way() {
     assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration: FOREIGN, why })]);
 }
 
+/// The states in which the old address is held, those in between, and elsewhere than back.
 #[test]
-fn a_way_back_while_the_old_address_is_held_is_refused_and_changes_nothing() {
-    let plan = offer(Join::Before, Drain::UntilIdle).prepare(false);
-    let back = Prepare { migration: FOREIGN, old: plan.new, new: plan.old, ..plan.clone() };
-    let counts = Counts { legacy: 1, ..Counts::default() };
-    for leaving in [Leaving::Draining { until: START + 1, landed: false }, Leaving::Holding { recount: START + 1 }] {
-        let held = Guest::Settling(Settling { plan: plan.clone(), counts, leaving, cut: None, failed: 0 });
-        let (after, orders) = held.clone().handle(START, Event::Told(ToGuest::Prepare(back.clone())));
-        let why = Refusal::Busy(OURS);
-        assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration: FOREIGN, why })]);
-        assert_eq!(after, held);
+fn only_the_way_back_is_open_and_only_while_the_kernel_has_nothing_to_do() {
+    let back = offer(Join::Before, Drain::UntilIdle).prepare(false);
+    let prepare = |plan: &Prepare| Event::Told(ToGuest::Prepare(plan.clone()));
+    let Guest::Settling(held) = holding(Drain::UntilIdle) else { panic!("it holds") };
+    let recount = START + 1;
+    let busy = |plan: &Prepare| {
+        let why = Refusal::Busy(BEFORE);
+        [Order::Reply(FromGuest::Refused { migration: plan.migration, why })]
+    };
+    for (leaving, open) in [
+        (Leaving::Draining { until: recount, landed: false }, true),
+        (Leaving::Draining { until: recount, landed: true }, true),
+        (Leaving::Withdrawing, false),
+        (Leaving::Holding { recount }, true),
+        (Leaving::Releasing, false),
+    ] {
+        let state = Guest::Settling(Settling { leaving, ..held.clone() });
+        let (after, orders) = state.clone().handle(START, prepare(&back));
+        if open {
+            assert_eq!(after.aside(), Some(&state), "{leaving:?}");
+            assert_eq!(orders, [Order::Notify(Notice::Preparing), Order::Do(Step::RaisePath)], "{leaving:?}");
+        } else {
+            assert_eq!((&after, &orders[..]), (&state, &busy(&back)[..]), "{leaving:?}");
+        }
+        let third = elsewhere(back.clone());
+        let (after, orders) = state.clone().handle(START, prepare(&third));
+        assert_eq!((&after, &orders[..]), (&state, &busy(&third)[..]), "{leaving:?}");
     }
+}
+
+/// Stragglers keep the machine in Switched; a way back that is called off leads there.
+#[test]
+fn stragglers_are_set_aside_and_found_again() {
+    let migration = BEFORE;
+    let here = holding(Drain::UntilIdle).plan().cloned().expect("a plan");
+    let straggler = Counts { joined: 1, waiting: 1, moved: 1, legacy: 0, early: 1 };
+    let mut guest = Guest::default();
+    for event in [
+        Event::Told(ToGuest::Prepare(Prepare { arrived: true, ..here })),
+        Event::Done(Step::RaisePath),
+        Event::Done(Step::ProbeGateway),
+        Event::Done(Step::Announce),
+        Event::Counted(Counts { waiting: 0, ..straggler }),
+        Event::Done(Step::Prefer(Side::New)),
+    ] {
+        guest = guest.handle(START, event).0;
+    }
+    let back = offer(Join::Before, Drain::UntilIdle).prepare(false);
+    let prepare = Event::Told(ToGuest::Prepare(back));
+    let why = Refusal::Busy(migration);
+    let (_, orders) = guest.clone().handle(START, prepare.clone());
+    assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration: OURS, why })], "the take-over is under way");
+    for event in [Event::Done(Step::TakeOver), Event::Counted(straggler)] {
+        guest = guest.handle(START, event).0;
+    }
+    assert_eq!(guest.name(), "switched");
+    let (returning, _) = guest.clone().handle(START, prepare);
+    assert_eq!((returning.name(), returning.aside()), ("preparing", Some(&guest)));
+    // Whoever asks for it meanwhile is answered, and nothing is done.
+    let (returning, orders) = returning.handle(START, Event::Told(ToGuest::Settle { migration, cut: true }));
+    assert_eq!(orders, [Order::Reply(FromGuest::Switched { migration, to: Side::New, counts: straggler })]);
+    let (returning, orders) = returning.handle(START, Event::Told(ToGuest::Switch { migration, to: Side::Old }));
+    assert_eq!(orders, [Order::Reply(FromGuest::Refused { migration, why: Refusal::Busy(OURS) })]);
+    let (undoing, _) = returning.handle(START, Event::Told(ToGuest::Abort { migration: OURS }));
+    let (after, orders) = undoing.handle(START, Event::Done(Step::LowerPath));
+    let aborted = [
+        Order::Reply(FromGuest::Aborted { migration: OURS }),
+        Order::Notify(Notice::Aborted { migration: OURS }),
+        Order::Do(Step::Prefer(Side::New)),
+        Order::Do(Step::TakeOver),
+    ];
+    assert_eq!((after.name(), after.migration(), &orders[..]), ("switched", Some(BEFORE), &aborted[..]));
+    let Guest::Switched(after) = after else { panic!("{after:?}") };
+    assert_eq!((after.cut, after.plan.drain), (Some(START), Drain::For(0)), "the operator's word holds");
 }

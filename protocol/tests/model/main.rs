@@ -5,6 +5,8 @@
 //! The bound is how many of these happen to one run: `LSM_MODEL_FAULTS` in the environment, 1 if it says nothing.
 #![allow(dead_code, reason = "the simulation is here whole, and the model has no use for its seeds")]
 
+#[path = "../simulation/before.rs"]
+mod before;
 #[path = "../simulation/chance.rs"]
 mod chance;
 #[path = "../simulation/destination_host.rs"]

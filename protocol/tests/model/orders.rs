@@ -187,7 +187,11 @@ impl stateright::Model for Model {
     fn init_states(&self) -> Vec<State> {
         let begin = |scenario: &Scenario| {
             let mut run = Run::of(self.machines, scenario.clone(), Chance::none());
-            for (after, what) in [(scenario.straggler, What::StragglerGoes), (scenario.legacy, What::LegacyGoes)] {
+            for (after, what) in [
+                (scenario.straggler, What::StragglerGoes),
+                (scenario.legacy, What::LegacyGoes),
+                (scenario.held, What::HeldGoes),
+            ] {
                 if let Some(after) = after {
                     run.after(after, what);
                 }
@@ -254,31 +258,42 @@ pub fn scenarios() -> Vec<Scenario> {
         (Join::After, Switch::Arrival),
         (Join::Never, Switch::Arrival),
     ];
+    // Where the address is held that the VM goes back to: until after the move, or while it is under way.
+    let ways_back = [
+        (Fate::Arrives, Switch::Early, 4_000),
+        (Fate::CancelledInCopy, Switch::Early, 4_000),
+        (Fate::CancelledInStop, Switch::Arrival, 1_500),
+    ];
     let policy = Policy { unprepared: Unprepared::PostJoin, prepare_wait: 5_000, survival: Survival::ANY };
+    let usual = Scenario {
+        join: Join::Before,
+        drain: Drain::UntilIdle,
+        switch: Switch::Early,
+        policy,
+        fate: Fate::Arrives,
+        copy: 2_000,
+        stop: 400,
+        lost: 0,
+        repeated: 0,
+        delay: 2,
+        deaths: 0,
+        refusals: 0,
+        cut: None,
+        straggler: None,
+        legacy: None,
+        held: None,
+    };
     let mut scenarios = Vec::new();
     for fate in fates {
         for (join, switch) in ways {
             let who_stays = fate == Fate::Arrives && join == Join::Before;
             for stays in if who_stays { vec![None, Some(9_000)] } else { vec![None] } {
-                scenarios.push(Scenario {
-                    join,
-                    drain: Drain::UntilIdle,
-                    switch,
-                    policy,
-                    fate,
-                    copy: 2_000,
-                    stop: 400,
-                    lost: 0,
-                    repeated: 0,
-                    delay: 2,
-                    deaths: 0,
-                    refusals: 0,
-                    cut: None,
-                    straggler: stays,
-                    legacy: stays,
-                });
+                scenarios.push(Scenario { join, switch, fate, straggler: stays, legacy: stays, ..usual.clone() });
             }
         }
+    }
+    for (fate, switch, held) in ways_back {
+        scenarios.push(Scenario { switch, fate, held: Some(held), ..usual.clone() });
     }
     scenarios
 }

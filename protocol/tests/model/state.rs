@@ -127,7 +127,7 @@ impl State {
             disks,
             (&guest.kernel, guest.up, guest.life, guest.sure, guest.settled),
             (&source.end, source.up, source.inside, source.aborted),
-            (&destination.end, destination.up),
+            (&destination.end, destination.up, &run.before),
             run.vm,
             run.incoming,
             run.begun,

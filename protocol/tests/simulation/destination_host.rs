@@ -56,6 +56,7 @@ impl Run {
 
     pub fn destination_starts(&mut self) -> Result<(), String> {
         self.destination.up = true;
+        self.before_starts_at_destination()?;
         match self.destination.disk.clone() {
             Some(machine) => {
                 self.destination.machine = machine;
@@ -69,15 +70,20 @@ impl Run {
                 }
             }
             None => {
-                let hook = self.destination.end.hook;
+                let DestinationEnd { hook, held, at_tap, .. } = self.destination.end;
                 self.destination.machine = Destination::Gone;
-                self.destination.end = DestinationEnd { hook, ..DestinationEnd::default() };
+                // What points at the tap of a VM that is here stays.
+                let at_tap = at_tap && self.vm == Vm::AtDestination;
+                self.destination.end = DestinationEnd { hook, held, at_tap, ..DestinationEnd::default() };
                 Ok(())
             }
         }
     }
 
     pub fn destination_hears(&mut self, message: Peer) -> Result<(), String> {
+        if let Some(heard) = self.hears_before(Host::Destination, &message) {
+            return heard;
+        }
         self.at_destination(Event::Peer(message))
     }
 

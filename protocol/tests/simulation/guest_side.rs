@@ -9,7 +9,7 @@ use lsm_protocol::{
 
 use crate::{
     run::{Host, Run, What, Who},
-    world::{hosts::Vm, kernel::Kernel},
+    world::{BEFORE, OURS, hosts::Vm, kernel::Kernel},
 };
 
 #[derive(Clone, Debug)]
@@ -101,8 +101,13 @@ impl Run {
     }
 
     fn note(&mut self, event: &Event) {
+        if let Event::Told(ToGuest::Release { migration: BEFORE }) = event {
+            self.truth.held_cut = true;
+        }
         if let Event::Told(
-            ToGuest::Arrived { .. } | ToGuest::Release { .. } | ToGuest::Prepare(Prepare { arrived: true, .. }),
+            ToGuest::Arrived { migration: OURS }
+            | ToGuest::Release { migration: OURS }
+            | ToGuest::Prepare(Prepare { arrived: true, .. }),
         ) = event
         {
             self.guest.sure.get_or_insert(self.now);
@@ -122,6 +127,7 @@ impl Run {
                 (Drain::For(time), Some(since)) => self.now >= since + time,
                 _ => false,
             };
+        let before = self.guest.machine.migration() == Some(BEFORE);
         let works = self.healthy || !self.chance.in_thousand(self.scenario.refusals);
         if let Order::Do(Step::ProbeGateway | Step::LowerPath) = order {
             // The agent asks anew, or no more: an answer to what it asked before is nobody's.
@@ -130,13 +136,19 @@ impl Run {
         }
         match order {
             Order::Do(Step::ProbeGateway) => {
-                let way = self.source.end.advance && self.destination.end.advance || self.vm == Vm::AtDestination;
+                let tunnel = self.source.end.leads_to_new() && self.destination.end.leads_to_source();
+                let way = tunnel || self.vm == Vm::AtDestination;
                 if way {
                     let wait = self.chance.between(1, 300);
                     self.guest.kernel.gateway_answered = true;
                     self.after(wait, What::InGuest(self.guest.life, Event::Done(Step::ProbeGateway)));
                 }
                 Ok(None)
+            }
+            Order::Do(step) if before => {
+                let event = self.guest.kernel.perform_before(step, works, &self.truth)?;
+                self.log.push(format!("       guest, before: {event:?}"));
+                Ok(Some(event))
             }
             Order::Do(step) => {
                 let event = self.guest.kernel.perform(step, works, &self.truth)?;
@@ -149,12 +161,13 @@ impl Run {
             }
             Order::Learn | Order::Notify(_) => Ok(None),
             Order::Count if !works => Ok(None), // the dump failed
+            Order::Count if before => Ok(Some(Event::Counted(Kernel::count_before(&self.truth)))),
             Order::Count => {
                 let moved = self.healthy || self.chance.in_thousand(600);
                 Ok(Some(Event::Counted(self.guest.kernel.count(&self.truth, moved))))
             }
             Order::Reply(reply) => {
-                self.guest.settled |= matches!(reply, FromGuest::Settled { .. });
+                self.guest.settled |= matches!(reply, FromGuest::Settled { migration: OURS });
                 let host = match self.vm {
                     Vm::AtSource => Host::Source,
                     _ => Host::Destination,

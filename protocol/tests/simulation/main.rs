@@ -1,6 +1,7 @@
 //! All three machines wired together, with a clock of their own: messages lost, repeated, late and out of order, hosts
 //! cut off, programs that die at any order, steps that the kernel refuses, migrations that fail at every point.
 
+mod before;
 mod chance;
 mod destination_host;
 mod guest_side;
@@ -162,6 +163,15 @@ fn a_hook_answered_twice_is_noticed() {
         (machine, event) => machine.handle(now, event),
     };
     noticed(Machines { destination, ..Machines::default() }, "answers the hook twice");
+}
+
+#[test]
+fn an_address_that_is_forgotten_on_the_way_back_is_noticed() {
+    let guest = |machine: Guest, now, event| match machine.handle(now, event) {
+        (Guest::Undoing(s), orders) => (Guest::Undoing(guest::Undoing { aside: None, ..s }), orders),
+        other => other,
+    };
+    noticed(Machines { guest, ..Machines::default() }, "before, RaisePath: is no step of a migration that holds");
 }
 
 #[test]

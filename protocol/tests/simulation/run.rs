@@ -3,12 +3,18 @@
 use lsm_protocol::{Drain, FromGuest, Join, Millis, Offer, Peer, Side, ToGuest, destination, guest, source};
 
 use crate::{
+    before::Before,
     chance::Chance,
     destination_host::DestinationHost,
     guest_side::GuestSide,
     scenario::Scenario,
     source_host::SourceHost,
-    world::{START, brief, hosts::Vm, kernel::Truth, offer, relative},
+    world::{
+        START, brief, holding,
+        hosts::Vm,
+        kernel::{Kernel, Truth},
+        offer, relative,
+    },
 };
 
 /// The machines, or broken ones to see that it is noticed.
@@ -54,6 +60,10 @@ pub enum What {
     Libvirt(crate::libvirt::Step),
     StragglerGoes,
     LegacyGoes,
+    /// Nobody needs the address any more that was held before.
+    HeldGoes,
+    BeforeAtSource(destination::Event),
+    BeforeAtDestination(source::Event),
     /// From here on nothing goes wrong any more.
     Heals,
     /// Whatever waits for the operator gets its word.
@@ -93,6 +103,7 @@ pub struct Run {
     pub guest: GuestSide,
     pub source: SourceHost,
     pub destination: DestinationHost,
+    pub before: Option<Before>,
     /// The operator has ended the old path.
     pub released: bool,
     pub dark_since: Option<Millis>,
@@ -119,8 +130,10 @@ impl Run {
             legacy: scenario.legacy.is_some(),
             drain: scenario.drain,
             cut: false,
+            held: scenario.held.is_some(),
+            held_cut: false,
         };
-        Run {
+        let mut run = Run {
             machines,
             chance,
             now: START,
@@ -135,13 +148,22 @@ impl Run {
             guest: GuestSide::default(),
             source: SourceHost::default(),
             destination: DestinationHost::default(),
+            before: None,
             released: false,
             dark_since: None,
             lost_before: Vec::new(),
             dies_at: None,
             log: vec![format!("{scenario:?}")],
             scenario,
+        };
+        if run.truth.held {
+            run.before = Some(Before::new(Drain::UntilIdle));
+            run.guest.machine = holding(Drain::UntilIdle);
+            run.guest.disk = run.guest.machine.clone();
+            run.guest.kernel = Kernel::holding();
+            (run.source.end.held, run.destination.end.held) = (true, true);
         }
+        run
     }
 
     /// Plays it to its end.
@@ -172,6 +194,9 @@ impl Run {
         }
         if let Some(after) = self.scenario.legacy {
             self.after(after, What::LegacyGoes);
+        }
+        if let Some(after) = self.scenario.held {
+            self.after(after, What::HeldGoes);
         }
         if self.scenario.deaths > 0 {
             for who in [Who::Guest, Who::Source, Who::Destination] {
@@ -205,7 +230,12 @@ impl Run {
     pub fn next(&mut self) -> Option<(Millis, What)> {
         let listed = self.agenda.iter().enumerate().min_by_key(|(_, (at, sequence, _))| (*at, *sequence));
         let listed = listed.map(|(index, (at, _, _))| (*at, index));
+        let before = self.before.as_ref();
+        let arrival = before.filter(|_| self.source.up).and_then(|before| before.arrival.deadline());
+        let departure = before.filter(|_| self.destination.up).and_then(|before| before.departure.deadline());
         let deadlines = [
+            arrival.map(|deadline| (deadline.at, What::BeforeAtSource(destination::Event::Deadline))),
+            departure.map(|deadline| (deadline.at, What::BeforeAtDestination(source::Event::Deadline))),
             self.guest.deadline(self.vm).map(|at| (at, What::InGuest(self.guest.life, guest::Event::Deadline))),
             self.source.deadline().map(|at| (at, What::AtSource(source::Event::Deadline))),
             self.destination.deadline().map(|at| (at, What::AtDestination(destination::Event::Deadline))),
@@ -247,6 +277,12 @@ impl Run {
                 self.truth.legacy = false;
                 Ok(())
             }
+            What::HeldGoes => {
+                self.truth.held = false;
+                Ok(())
+            }
+            What::BeforeAtSource(event) => self.before_at_source(event),
+            What::BeforeAtDestination(event) => self.before_at_destination(event),
             What::Heals => {
                 self.healthy = true;
                 Ok(())
@@ -351,13 +387,19 @@ impl Run {
 
     fn is_usable(&self) -> bool {
         let (kernel, source, destination) = (&self.guest.kernel, &self.source.end, &self.destination.end);
+        let tunnel = source.leads_to_new() && destination.leads_to_source();
+        let held_stands = match self.vm {
+            Vm::AtSource => kernel.new_up && tunnel,
+            Vm::AtDestination => kernel.new_up,
+            Vm::Paused | Vm::Dead => true,
+        };
+        if self.is_held() && !held_stands {
+            return false;
+        }
         let old_stands = !kernel.old_withdrawn && !kernel.old_released;
         let new_stands = kernel.new_up && kernel.announced;
         match self.vm {
-            Vm::AtSource => {
-                let advance = source.advance && destination.advance && !destination.at_tap;
-                old_stands && !source.diverted || new_stands && advance
-            }
+            Vm::AtSource => old_stands && !source.diverted || new_stands && tunnel,
             Vm::AtDestination => {
                 // Who never joins has the old path until the operator ends it.
                 let ended = self.released && self.offer.join == Join::Never;
@@ -369,7 +411,9 @@ impl Run {
 
     pub fn is_over(&self) -> bool {
         let guest = matches!(self.guest.machine, guest::Guest::Idle { .. }) || self.vm == Vm::Dead;
-        guest && self.guest.up && self.source.is_over() && self.destination.is_over() && self.vm != Vm::Paused
+        let hosts = self.source.is_over() && self.destination.is_over();
+        let before = self.before.as_ref().is_none_or(Before::is_over);
+        guest && self.guest.up && hosts && before && self.vm != Vm::Paused
     }
 
     /// Everything is settled or undone, on all three.
@@ -378,7 +422,7 @@ impl Run {
         if !self.is_over() {
             return Err(format!("stuck: {}", self.states()));
         }
-        if !source.is_clean() || !destination.is_clean() {
+        if !source.is_clean() || !destination.is_clean() || source.held || destination.held {
             return Err(format!("a tunnel is left: {}", self.states()));
         }
         let moved = self.vm == Vm::AtDestination && self.offer.join != Join::Never;
@@ -405,6 +449,7 @@ impl Run {
             self.destination.machine,
             self.destination.end
         );
+        let text = format!("{text}\n  before {:?}", self.before);
         brief(&relative(&text, self.now))
     }
 }

@@ -7,7 +7,7 @@ use lsm_protocol::{
     source::Switch,
 };
 
-use crate::chance::Chance;
+use crate::{chance::Chance, world::LEASE};
 
 /// What becomes of libvirt's migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Scenario {
     pub cut: Option<(Millis, Millis)>,
     pub straggler: Option<Millis>,
     pub legacy: Option<Millis>,
+    /// The VM goes back to where its address is held; until when a connection needs that.
+    pub held: Option<Millis>,
 }
 
 impl Scenario {
@@ -93,9 +95,16 @@ impl Scenario {
             cut,
             straggler: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
             legacy: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
+            held: None,
         };
-        // The last draw: what every seed stood for before, it stands for still.
+        // The last draws: what every seed stood for before, it stands for still.
         scenario.policy.survival = chance.of(&[Survival::ANY, Survival::ANY, Survival::Percent(90)]);
+        scenario.held = chance.in_thousand(150).then(|| chance.between(0, 30_000));
+        // No way back without the guest; and a cut that is longer than a lease ends what was held.
+        let outlived = scenario.cut.is_some_and(|(from, to)| to - from > LEASE / 2);
+        if scenario.join == Join::Never || outlived {
+            scenario.held = None;
+        }
         scenario
     }
 }

@@ -10,7 +10,10 @@ use lsm_protocol::{
 
 use crate::{
     run::{Host, Run, What, Who},
-    world::hosts::{AtSource, SourceEnd, Vm},
+    world::{
+        BEFORE,
+        hosts::{AtSource, SourceEnd, Vm},
+    },
 };
 
 #[derive(Clone, Debug)]
@@ -53,10 +56,12 @@ impl Run {
         if self.source.machine.is_none() {
             // Tunnels that nothing needs any more.
             let diverted = self.source.end.diverted && self.vm == Vm::AtSource;
-            self.source.end = SourceEnd { diverted, ..SourceEnd::default() };
+            let held = self.source.end.held;
+            self.source.end = SourceEnd { diverted, held, ..SourceEnd::default() };
             self.source.inside = false;
-            return Ok(());
+            return self.before_starts_at_source(true);
         }
+        self.before_starts_at_source(false)?;
         self.at_source(Event::Restarted)?;
         self.at_source(match self.vm {
             Vm::AtSource => Event::Resumed,
@@ -70,6 +75,9 @@ impl Run {
         if !self.source.up {
             return Ok(());
         }
+        if let Some(heard) = self.hears_before(Host::Source, &message) {
+            return heard;
+        }
         let runs_here = matches!(self.vm, Vm::AtSource | Vm::Paused);
         match (&self.source.machine, &message) {
             (_, Peer::Foresee { vm }) => {
@@ -77,7 +85,13 @@ impl Run {
                 self.send(What::ToDestination(Peer::Foreseen { vm: *vm, forecast }));
                 Ok(())
             }
+            (None, Peer::Offer(offer)) if runs_here && !self.may_depart() => {
+                let why = lsm_protocol::Decline::Busy(BEFORE);
+                self.send(What::ToDestination(Peer::Declined { migration: offer.migration, why }));
+                Ok(())
+            }
             (None, Peer::Offer(offer)) if runs_here => {
+                self.before_at_source(lsm_protocol::destination::Event::Departs)?;
                 let (machine, orders) = Source::new(self.now, offer.clone(), self.scenario.switch);
                 (self.source.machine, self.source.disk) = (Some(machine.clone()), Some(machine));
                 (self.source.inside, self.source.aborted) = (false, None);
@@ -104,12 +118,16 @@ impl Run {
 
     pub fn host_hears(&mut self, host: Host, said: FromGuest) -> Result<(), String> {
         match host {
+            Host::Source if self.source.machine.is_none() => self.guest_said_to_before(said),
             Host::Source => self.at_source(Event::Guest(said)),
             Host::Destination => self.at_destination(lsm_protocol::destination::Event::Guest(said)),
         }
     }
 
     pub fn at_source(&mut self, event: Event) -> Result<(), String> {
+        if event == Event::VmGone {
+            self.before_at_source(lsm_protocol::destination::Event::VmGone)?;
+        }
         if !self.source.up || self.source.machine.is_none() {
             return Ok(());
         }
@@ -142,6 +160,7 @@ impl Run {
             if !self.source.end.is_clean() {
                 return Err(format!("the source leaves something: {:?}", self.source.end));
             }
+            self.before_at_source(lsm_protocol::destination::Event::Stays)?;
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ fn events() -> Vec<Event> {
     let mut events =
         vec![Event::Built, Event::BuildFailed(Decline::Tunnel("no".to_owned())), Event::Begun, Event::Arrived];
     events.extend([Event::Carries, Event::Impassable(Impassable::Closed { port: 4789 })]);
-    events.extend([Event::VmGone, Event::Crossed, Event::Release]);
+    events.extend([Event::VmGone, Event::Crossed, Event::Release, Event::Departs, Event::Stays]);
     events.extend(guest.map(Event::Guest));
     events.extend(peer.map(Event::Peer));
     events.extend([Event::Deadline, Event::Restarted]);
@@ -78,6 +78,7 @@ fn rows() -> Vec<Row<Destination>> {
     let arrived = [stopped.clone(), vec![Event::Arrived]].concat();
     let switched = FromGuest::Switched { migration, to: Side::New, counts: Counts::default() };
     let switched = [arrived.clone(), vec![Event::Guest(switched)]].concat();
+    let aside = [switched.clone(), vec![Event::Departs]].concat();
     let leaving = [switched.clone(), vec![Event::Release]].concat();
     let taking_down = [switched.clone(), vec![Event::Guest(FromGuest::Settled { migration })]].concat();
     let undoing = [incoming.clone(), vec![Event::VmGone]].concat();
@@ -106,6 +107,7 @@ fn rows() -> Vec<Row<Destination>> {
         row("incoming, stopped", Join::Before, refuse, stopped),
         row("arrived", Join::Before, refuse, arrived),
         row("arrived, switched", Join::Before, refuse, switched),
+        row("arrived, on the way back", Join::Before, refuse, aside),
         row("arrived, released by the operator", Join::Before, refuse, leaving),
         row("taking down", Join::Before, refuse, taking_down),
         row("undoing", Join::Before, refuse, undoing),

@@ -5,7 +5,7 @@ use lsm_protocol::{
 
 use crate::{
     Machine, Row, table,
-    world::{FOREIGN, OURS, START, golden, offer},
+    world::{BEFORE, FOREIGN, OURS, START, elsewhere, golden, offer},
 };
 
 impl Machine for Guest {
@@ -49,9 +49,11 @@ fn events() -> Vec<Event> {
         ToGuest::Forecast { vnics: vec![], skip: 0 },
         ToGuest::Settle { migration, cut: false },
         ToGuest::Settle { migration, cut: true },
-        ToGuest::Prepare(Prepare { migration: FOREIGN, ..plan(false) }),
+        ToGuest::Prepare(elsewhere(plan(false))),
         ToGuest::Arrived { migration: FOREIGN },
         ToGuest::Abort { migration: FOREIGN },
+        ToGuest::Arrived { migration: BEFORE },
+        ToGuest::Release { migration: BEFORE },
     ];
     let steps = [
         Step::Obtain,
@@ -105,6 +107,9 @@ fn rows() -> Vec<Row<Guest>> {
     let aborted = [lowering.clone(), vec![Event::Done(Step::LowerPath)]].concat();
     let refused = [probing.clone(), vec![Event::Deadline]].concat();
     let row = |name, events| Row::new(name, Guest::default(), events);
+    // On the way back, from where an address is held.
+    let from = |name, events: &[Event]| Row::new(name, crate::world::holding(Drain::UntilIdle), events.to_vec());
+    let off = [Event::Told(ToGuest::Prepare(plan(false))), Event::Told(ToGuest::Abort { migration })];
     vec![
         row("idle", vec![]),
         row("obtaining addresses", vec![Event::Told(ToGuest::Prepare(obtained))]),
@@ -137,6 +142,11 @@ fn rows() -> Vec<Row<Guest>> {
         row("undoing, lowering", lowering),
         row("undoing, having refused", refused),
         row("aborted", aborted),
+        from("holding the address that the plan leads back to", &[]),
+        from("on the way back: raising the path", &off[..1]),
+        from("on the way back: undoing", &off),
+        from("holding again", &[off.to_vec(), vec![Event::Done(Step::LowerPath)]].concat()),
+        from("holding; the VM has gone back unprepared", &[Event::Told(ToGuest::Prepare(plan(true)))]),
     ]
 }
 

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use lsm_protocol::{Drain, Join, Millis, guest::Deadline};
 
-use world::{FOREIGN, OURS, START, brief, offer, relative};
+use world::{BEFORE, FOREIGN, OURS, START, brief, holding, offer, relative};
 
 /// A machine that a table is made of.
 trait Machine: Clone + PartialEq + Debug {
@@ -57,6 +57,7 @@ fn short(of: &impl Debug, now: Millis) -> String {
         text = text.replace(&format!("offer: {offer:?}"), &format!("offer{name}"));
         text = text.replace(&format!("Offer({offer:?})"), &format!("Offer{name}"));
     }
+    let text = text.replace(&format!("aside: Some({:?})", holding(Drain::UntilIdle)), "aside: the one that holds");
     let text = brief(&relative(&text, now));
     let text = ["joined", "waiting", "moved", "legacy", "early"].iter().fold(text, |text, count| {
         text.replace(&format!("{count}: 0, "), "")
@@ -64,11 +65,15 @@ fn short(of: &impl Debug, now: Millis) -> String {
             .replace(&format!(" {count}: 0 }}"), " }")
     });
     let text = text
+        .replace(", aside: None", "")
+        .replace(", aside: false", "")
         .replace("counts: Counts { }", "no counts")
         .replace("Counts { }", "none")
         .replace("counts: Counts", "counts");
     text.replace(&format!("{{ migration: {FOREIGN} }}"), "of another migration")
         .replace(&format!("migration: {FOREIGN}"), "of another migration")
+        .replace(&format!("{{ migration: {BEFORE} }}"), "of the one before")
+        .replace(&format!("migration: {BEFORE}"), "of the one before")
         .replace(&OURS.to_string(), "ours")
         .replace(&FOREIGN.to_string(), "another")
 }

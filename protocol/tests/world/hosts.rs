@@ -30,6 +30,8 @@ pub struct SourceEnd {
     pub advance: bool,
     /// The old MAC leads into the home tunnel.
     pub diverted: bool,
+    /// The migration before needs the advance tunnel too: it is its home tunnel.
+    pub held: bool,
 }
 
 impl SourceEnd {
@@ -66,7 +68,12 @@ impl SourceEnd {
 
     /// Nothing of the migration is here.
     pub fn is_clean(&self) -> bool {
-        *self == SourceEnd::default()
+        !self.home && !self.advance && !self.diverted
+    }
+
+    /// The end of the advance tunnel stands, whoever needs it.
+    pub fn leads_to_new(&self) -> bool {
+        self.advance || self.held
     }
 }
 
@@ -88,11 +95,13 @@ pub struct DestinationEnd {
     /// The new MAC leads to its own tap.
     pub at_tap: bool,
     pub hook: Hook,
+    /// As at the source.
+    pub held: bool,
 }
 
 impl Default for DestinationEnd {
     fn default() -> Self {
-        DestinationEnd { home: false, advance: false, at_tap: false, hook: Hook::Waits }
+        DestinationEnd { home: false, advance: false, at_tap: false, hook: Hook::Waits, held: false }
     }
 }
 
@@ -136,6 +145,16 @@ impl DestinationEnd {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The end of the advance tunnel stands, whoever needs it.
+    pub fn stands(&self) -> bool {
+        self.advance || self.held
+    }
+
+    /// It does, and the new MAC leads into it.
+    pub fn leads_to_source(&self) -> bool {
+        self.stands() && !self.at_tap
     }
 
     /// Nothing of the migration is here, and nobody waits for an answer.

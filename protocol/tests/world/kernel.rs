@@ -17,6 +17,17 @@ pub struct Truth {
     pub drain: Drain,
     /// The drain policy's time is over.
     pub cut: bool,
+    /// A legacy connection lives on the address that was held before the migration began.
+    pub held: bool,
+    /// The operator has given that up.
+    pub held_cut: bool,
+}
+
+impl Default for Truth {
+    fn default() -> Self {
+        let drain = Drain::UntilIdle;
+        Truth { there: false, straggler: false, legacy: false, drain, cut: false, held: false, held_cut: false }
+    }
 }
 
 /// Addresses, endpoints and routes.
@@ -33,6 +44,8 @@ pub struct Kernel {
     pub old_withdrawn: bool,
     /// The old vNIC is down.
     pub old_released: bool,
+    /// The new vNIC has had its address since before: no abort takes it.
+    pub held: bool,
     /// A step failed: what it would have removed may stay.
     pub fault: bool,
 }
@@ -47,12 +60,43 @@ impl Default for Kernel {
             default_route: Side::Old,
             old_withdrawn: false,
             old_released: false,
+            held: false,
             fault: false,
         }
     }
 }
 
 impl Kernel {
+    /// Where the address that the migration leads to is held.
+    pub fn holding() -> Kernel {
+        Kernel { new_up: true, held: true, ..Kernel::default() }
+    }
+
+    /// A step of the migration before, whose old side is this one's new side.
+    pub fn perform_before(&mut self, step: Step, works: bool, truth: &Truth) -> Result<Event, String> {
+        let promise = match step {
+            Step::ReleaseOld if truth.held && !truth.held_cut => Some("gives up the address of a legacy connection"),
+            Step::ReleaseOld if self.announced || self.preferred == Side::New => Some("gives up the path in use"),
+            Step::ReleaseOld if self.default_route == Side::New => Some("gives up the vNIC of the default route"),
+            Step::ReleaseOld => None,
+            _ => Some("is no step of a migration that holds an address"),
+        };
+        if let Some(promise) = promise {
+            return Err(format!("before, {step:?}: {promise}"));
+        }
+        if !works {
+            self.fault = true;
+            return Ok(Event::Failed(step, Refusal::PathManager("as tried".to_owned())));
+        }
+        (self.new_up, self.gateway_answered, self.held) = (false, false, false);
+        Ok(Event::Done(step))
+    }
+
+    /// What a count finds for the migration before.
+    pub fn count_before(truth: &Truth) -> Counts {
+        Counts { joined: 1, waiting: 0, moved: 1, legacy: truth.held.into(), early: 1 }
+    }
+
     /// Does a step, or fails at it where `works` is false or it cannot be done. The error is a broken promise.
     pub fn perform(&mut self, step: Step, works: bool, truth: &Truth) -> Result<Event, String> {
         self.allowed(step, truth).map_err(|promise| format!("{step:?}: {promise}"))?;
@@ -79,7 +123,7 @@ impl Kernel {
             Step::Withdraw(Side::New) => self.announced = false,
             Step::Withdraw(Side::Old) => self.old_withdrawn = true,
             Step::LowerPath => {
-                self.new_up = false;
+                self.new_up = self.held;
                 self.gateway_answered = false;
                 self.default_route = Side::Old;
             }
@@ -131,11 +175,11 @@ impl Kernel {
         Counts { joined, waiting, moved, legacy: truth.legacy.into(), early: joined }
     }
 
-    /// Nothing of a migration is here, but the endpoint that covers the old address.
+    /// Nothing of a migration is here, but the endpoint that covers the old address, and what was held before.
     pub fn as_before(&self) -> bool {
         let Kernel { new_up, announced, preferred, default_route, old_withdrawn, old_released, .. } = self;
         let old = *preferred == Side::Old && *default_route == Side::Old && !old_withdrawn && !old_released;
-        old && !new_up && !announced
+        old && *new_up == self.held && !announced
     }
 
     /// The new path is the only one.

@@ -8,12 +8,17 @@ pub mod kernel;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use lsm_protocol::{Drain, Given, Join, Mac, MigrationId, Millis, Offer, TunnelId, Uuid};
+use lsm_protocol::{
+    Counts, Drain, Given, Join, Mac, MigrationId, Millis, Offer, Prepare, TunnelId, Uuid,
+    guest::{Guest, Leaving, Settling},
+};
 
 /// The migration that is tried.
 pub const OURS: MigrationId = MigrationId([0xaa; 16]);
 /// Another one.
 pub const FOREIGN: MigrationId = MigrationId([0xbb; 16]);
+/// The one that brought the VM to the source, from where it may go back.
+pub const BEFORE: MigrationId = MigrationId([0x99; 16]);
 /// When every run begins: ten digits, by which [`relative`] knows a time from everything else.
 pub const START: Millis = 1_000_000_000;
 /// Without a word for this long, a side gives up.
@@ -36,6 +41,25 @@ pub fn offer(join: Join, drain: Drain) -> Offer {
         drain,
         lease: LEASE,
     }
+}
+
+/// What the destination of the migration before had proposed: the way here, where [`offer`] is the way back.
+pub fn offer_before(drain: Drain) -> Offer {
+    let back = offer(Join::Before, drain);
+    Offer { migration: BEFORE, home: back.advance, advance: back.home, lan: "montreal".to_owned(), ..back }
+}
+
+/// A guest that holds the address which [`offer`] leads back to.
+pub fn holding(drain: Drain) -> Guest {
+    let plan = offer_before(drain).prepare(false);
+    let counts = Counts { joined: 1, moved: 1, legacy: 1, early: 1, waiting: 0 };
+    let leaving = Leaving::Holding { recount: START + 1_000 };
+    Guest::Settling(Settling { plan, counts, leaving, cut: None, failed: 0 })
+}
+
+/// This plan, for a vNIC that the VM has no address on.
+pub fn elsewhere(plan: Prepare) -> Prepare {
+    Prepare { migration: FOREIGN, new: Mac([0x52, 0x54, 0, 0xaa, 0, 3]), ..plan }
 }
 
 /// Compares with a file under `protocol/golden`; with `LSM_BLESS=1` in the environment, writes it instead.
@@ -62,6 +86,14 @@ pub fn golden(name: &str, is: &str) {
 /// A machine's text, shorter: what never changes is left out.
 pub fn brief(text: &str) -> String {
     let plan = offer(Join::Before, Drain::UntilIdle);
+    let before = offer_before(Drain::UntilIdle);
+    let text = text.replace(
+        &format!("migration: {BEFORE}, vm: {:?}, home: {:?}, advance: {:?}, ", plan.vm, before.home, before.advance),
+        "before, ",
+    );
+    let text = text
+        .replace(&format!("{{ migration: {BEFORE}, old: {}, new: {}, ", plan.advance.mac, plan.home.mac), "{ before, ");
+    let text = text.replace(&format!("lan: {:?}, addressing: {:?}, mtu: 1500, ", before.lan, plan.addressing), "");
     let mut brief = text.replace(
         &format!("migration: {OURS}, vm: {:?}, home: {:?}, advance: {:?}, ", plan.vm, plan.home, plan.advance),
         "",

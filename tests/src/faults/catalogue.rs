@@ -146,7 +146,7 @@ pub static CATALOGUE: &[Fault] = &[
     fault(NETWORK, "loss-2", &[Before], Settled, network::lose_some),
     fault(NETWORK, "reordering", &[Before], Settled, network::reorder),
     fault(NETWORK, "repetition", &[Before], Settled, network::repeat),
-    fault(OPERATOR, "back-before-settled", &[Settling], Settled, operator::back_too_early).set(clients::plain),
+    fault(OPERATOR, "back-before-settled", &[Settling], Settled, operator::back_at_once).set(clients::plain),
     fault(OPERATOR, "hook-twice", &[Before], Settled, operator::hook_twice).relent(operator::hook_once),
     fault(OPERATOR, "newer-agent", &[Before], Settled, agent::newer),
     fault(OPERATOR, "newer-host", &[Before], Settled, agent::older_than_its_host),

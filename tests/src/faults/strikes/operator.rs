@@ -4,15 +4,17 @@ use std::fs;
 
 use crate::{
     faults::Scene,
-    shell::{During as _, LabError, Result, chain},
+    shell::{During as _, Result},
 };
 
-/// A plain connection keeps the old path; then it ends.
-pub(crate) fn back_too_early(scene: &mut Scene) -> Result<()> {
-    let refused = scene.stage.migrate(&scene.from).err().map(|error| chain(&error)).unwrap_or_default();
-    let words = ["still holds the VM's address of", "lsm-hook release VM"];
-    if !words.iter().all(|words| refused.contains(words)) {
-        return Err(LabError::Other(format!("the way back was not refused with its reason: {refused:?}")));
+/// A plain connection keeps the old path, and goes back with the VM, and there again; then it ends.
+pub(crate) fn back_at_once(scene: &mut Scene) -> Result<()> {
+    for site in [&scene.from, &scene.to] {
+        scene.stage.migrate(site)?;
+        if let Some(others) = &mut scene.others {
+            others.alive()?;
+        }
+        scene.connections.alive()?;
     }
     match scene.others.take() {
         Some(others) => others.end(),
