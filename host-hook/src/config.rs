@@ -336,7 +336,8 @@ fn position(text: &str, at: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 16519);
+/// Both families: see [`crate::listening`].
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 16519);
 /// VXLAN's port (RFC 7348, section 5).
 const DEFAULT_TUNNEL_PORT: u16 = 4789;
 const DEFAULT_LAN_MTU: u32 = 1500;

@@ -24,6 +24,7 @@ mod inventory;
 mod keys;
 pub mod libvirt;
 mod line;
+pub mod listening;
 mod moved;
 pub mod peer;
 mod peer_line;

@@ -10,7 +10,7 @@
 mod error;
 mod identity;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use socket2::{SockRef, TcpKeepalive};
@@ -73,7 +73,8 @@ pub async fn connect(identity: &Identity, name: &str, address: &str) -> Result<C
 /// # Errors
 /// Where the caller does not finish within 5 s, has no certificate of the CA, or is none of `allowed`.
 pub async fn accept(identity: &Identity, tcp: TcpStream, allowed: &[String]) -> Result<(String, Channel), PeerError> {
-    let from = tcp.peer_addr().map_or_else(|_| "a caller that is gone".to_owned(), |address| address.to_string());
+    let from =
+        tcp.peer_addr().map_or_else(|_| "a caller that is gone".to_owned(), |address| named(address).to_string());
     let handshake = async {
         let failed = |cause| handshake_failed(identity, &from, Side::Caller, cause);
         keep_alive(&tcp).map_err(failed)?;
@@ -98,6 +99,11 @@ pub async fn accept(identity: &Identity, tcp: TcpStream, allowed: &[String]) -> 
     };
     let silent = |_| PeerError::Silent { peer: format!("the caller from {from}"), within: HANDSHAKE };
     timeout(HANDSHAKE, handshake).await.map_err(silent)?
+}
+
+/// An IPv4 address as one, also where the listener hears both families.
+pub fn named(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Which of `allowed` the certificate, whose chain is good, belongs to.

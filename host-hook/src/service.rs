@@ -83,7 +83,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     let unusable = |error| unusable(directory, &error);
     std::fs::create_dir_all(directory.join("migrations")).map_err(unusable)?;
     let identity = Identity::load(&config.tls)?;
-    let sockets = Sockets::open(&config, directory).await?;
+    let sockets = Sockets::open(&config, directory)?;
     let host = Rc::new(Host {
         identity,
         tunnels: Tunnels::open()?,

@@ -33,7 +33,7 @@ pub(super) fn config(file: File) -> Checked<Config> {
     };
     let listen = match &file.peer_channel.listen {
         Some(listen) => text(listen, |l| {
-            l.parse().map_err(|_| format!("\"{l}\" is not an address and a port; write it like \"0.0.0.0:16519\""))
+            l.parse().map_err(|_| format!("\"{l}\" is not an address and a port; write it like \"[::]:16519\""))
         })?,
         None => DEFAULT_LISTEN,
     };

@@ -27,7 +27,7 @@ address = "dallas.example.org:16519"
 #[test]
 fn an_empty_file_is_the_defaults() {
     let config = Config::parse("").unwrap();
-    assert_eq!(config.listen.to_string(), "0.0.0.0:16519");
+    assert_eq!(config.listen.to_string(), "[::]:16519");
     assert_eq!((config.tunnel, config.tls, config.policy), (None, Tls::default(), Policy::default()));
     assert_eq!(config.script_deadline, Duration::from_secs(10));
     assert!(!config.name.is_empty() && config.lans.is_empty() && config.peers.is_empty());

@@ -13,7 +13,7 @@ use crate::{
     hook,
     host::Host,
     libvirt::{self, Notice},
-    peer_line, story,
+    peer, peer_line, story,
 };
 
 /// A hook that does not say what it wants within this is not libvirt's.
@@ -71,7 +71,7 @@ pub(super) async fn take_peers(host: Rc<Host>, listener: TcpListener, inputs: mp
         match listener.accept().await {
             Ok((tcp, from)) => {
                 let Ok(seat) = room.clone().try_acquire_owned() else {
-                    tracing::warn!(%from, MOST_PEERS, "a caller was turned away: too many lines at once");
+                    tracing::warn!(from = %peer::named(from), MOST_PEERS, "a caller was turned away: too many lines at once");
                     continue;
                 };
                 let answer = peer_line::answer(host.clone(), tcp, heard_in.clone());

@@ -8,7 +8,7 @@ use std::{
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Failure;
-use crate::{config::Config, raw};
+use crate::{config::Config, listening, raw};
 
 /// Where hooks and peers call.
 pub(super) struct Sockets {
@@ -19,7 +19,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    pub(super) async fn open(config: &Config, directory: &Path) -> Result<Sockets, Failure> {
+    pub(super) fn open(config: &Config, directory: &Path) -> Result<Sockets, Failure> {
         let mut hook = None;
         let mut peers = None;
         for fd in sd_notify::listen_fds()? {
@@ -41,13 +41,12 @@ impl Sockets {
         let peers = match peers {
             Some(listener) => {
                 listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener)?
+                listener
             }
-            None => TcpListener::bind(config.listen)
-                .await
+            None => listening::listen(config.listen)
                 .map_err(|error| format!("cannot listen on {}: {error}; see [peer_channel] listen", config.listen))?,
         };
-        Ok(Sockets { hook, peers, activated })
+        Ok(Sockets { hook, peers: TcpListener::from_std(peers)?, activated })
     }
 }
 

@@ -9,6 +9,7 @@ mod frame;
 mod full_frames;
 mod hearing;
 mod host;
+mod listening;
 mod replaying;
 mod streaming;
 mod tap;

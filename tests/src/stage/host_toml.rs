@@ -39,9 +39,6 @@ pub(super) fn text(topology: &Topology, name: &str, options: &StageOptions) -> S
         bridge = site.bridge,
         addressing = addressing(site, &options.addressing, options.topology.family),
     );
-    if site.wan.is_ipv6() {
-        text.push_str("\n[peer_channel]\nlisten = \"[::]:16519\"\n");
-    }
     for peer in topology.sites().iter().filter(|peer| peer.name != name) {
         text.push_str(&format!("\n[peer.{}]\naddress = \"{}\"\n", peer.name, peer.wan_port(16519)));
     }
