@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lsm_protocol::Mac;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, fdo};
 
 use super::{
     Failure, Wanted,
@@ -69,8 +69,13 @@ pub(super) async fn complaint(activation: &Activation) -> Result<Option<String>,
     if property::<u32>(bus, NAME, active, ACTIVE, "State").await.is_ok_and(|state| state < DEACTIVATING) {
         return Ok(None);
     }
-    let (_, reason): (u32, u32) = property(bus, NAME, device, DEVICE, "StateReason").await?;
-    Ok(Some(reason_in_words(reason)))
+    match property::<(u32, u32)>(bus, NAME, device, DEVICE, "StateReason").await {
+        Ok((_, reason)) => Ok(Some(reason_in_words(reason))),
+        // Another one, which knows the card by another path, or none.
+        Err(_) => {
+            Ok(Some(format!("it was restarted or stopped meanwhile; see \"{}\"", super::Owner::NetworkManager.log())))
+        }
+    }
 }
 
 /// Whatever else it has for the vNIC it activates by itself then.
@@ -94,10 +99,21 @@ async fn delete(bus: &Connection, mac: Mac) -> zbus::Result<()> {
     match found {
         Ok(answer) => {
             let path: OwnedObjectPath = answer.body().deserialize()?;
-            bus.call_method(Some(NAME), &path, Some(CONNECTION), "Delete", &()).await.map(drop)
+            // A volatile one may go by itself meanwhile, with its activation.
+            let deleted = bus.call_method(Some(NAME), &path, Some(CONNECTION), "Delete", &()).await;
+            deleted.map(drop).or_else(|error| if is_gone(&error) { Ok(()) } else { Err(error) })
         }
-        Err(zbus::Error::MethodError(name, ..)) if name.ends_with(".InvalidConnection") => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// What is asked for is not there any more, or what is called.
+fn is_gone(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::MethodError(name, ..) => name.ends_with(".InvalidConnection"),
+        zbus::Error::FDO(error) => matches!(**error, fdo::Error::UnknownMethod(_) | fdo::Error::UnknownObject(_)),
+        _ => false,
     }
 }
 
@@ -147,4 +163,52 @@ fn reason_in_words(reason: u32) -> String {
         _ => return format!("reason {reason} of NMDeviceStateReason; see \"{}\"", super::Owner::NetworkManager.log()),
     };
     format!("{words}; see \"{}\"", super::Owner::NetworkManager.log())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use futures_util::StreamExt as _;
+    use zbus::{Guid, MessageStream, connection::Builder, message::Type};
+
+    use super::*;
+
+    /// A NetworkManager that has the profile as it is looked for, and answers so when it is to be deleted.
+    async fn deleted(answer: &'static str) -> zbus::Result<()> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let server = Builder::unix_stream(theirs).server(Guid::generate()).p2p().build();
+        let (server, bus) = tokio::join!(server, Builder::unix_stream(ours).p2p().build());
+        let (server, bus) = (server.unwrap(), bus.unwrap());
+        let mut calls = MessageStream::from(&server);
+        let answers = async {
+            while let Some(Ok(call)) = calls.next().await {
+                let header = call.header();
+                if header.message_type() != Type::MethodCall {
+                    continue;
+                }
+                let looked_for = header.member().is_some_and(|member| member.as_str() == "GetConnectionByUuid");
+                let profile = OwnedObjectPath::try_from("/org/freedesktop/NetworkManager/Settings/7").unwrap();
+                let said = match answer {
+                    _ if looked_for => server.reply(&header, &profile).await,
+                    "" => server.reply(&header, &()).await,
+                    error => server.reply_error(&header, error, &"").await,
+                };
+                said.unwrap();
+            }
+        };
+        tokio::select! {
+            result = delete(&bus, Mac([0x52, 0x54, 0, 0xaa, 0, 2])) => result,
+            () = answers => panic!("the line broke"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_profile_that_is_gone_by_the_time_it_is_deleted_is_deleted() {
+        deleted("").await.unwrap();
+        for gone in ["org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.UnknownObject"] {
+            deleted(gone).await.unwrap();
+        }
+        let denied = deleted("org.freedesktop.NetworkManager.Settings.PermissionDenied").await.unwrap_err();
+        assert!(denied.to_string().contains("PermissionDenied"), "{denied}");
+    }
 }
