@@ -1,6 +1,7 @@
 //! What must be so before a move, looked at beforehand: each thing with what was found, and the line that repairs it.
 
 mod client;
+mod cloud_init;
 mod image;
 mod machine;
 mod modules;

@@ -8,7 +8,10 @@ use std::{
 
 use lsm_protocol::finding::Finding;
 
-use super::modules::{kernels, modules};
+use super::{
+    cloud_init::cloud_init,
+    modules::{kernels, modules},
+};
 use crate::{config::Config, path::chain};
 
 /// The system below `root`.
@@ -22,6 +25,7 @@ pub fn image(root: &Path) -> Vec<Finding> {
         Ok(_) => Finding::good("configuration", "none: everything has its default"),
         Err(error) => Finding::bad("configuration", chain(&error), format!("editor {}", file.display())),
     });
+    findings.extend(cloud_init(root, &[]));
     let kernels = kernels(root);
     if kernels.is_empty() {
         let found = "no kernel in the image: whoever gives it one must see that it has Multipath TCP";

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use lsm_protocol::{Mac, finding::Finding};
 use nix::ifaddrs::getifaddrs;
 
-use super::client::network_manager;
+use super::{client::network_manager, cloud_init::cloud_init};
 use crate::record::Record;
 
 /// A card that LSM manages.
@@ -50,6 +50,8 @@ pub(super) fn all(root: &Path, directory: &Path) -> Vec<Finding> {
 /// Looks at the files of the system below `root`.
 fn owners(root: &Path, cards: &[Card<'_>]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = cards.iter().flat_map(|card| of_card(root, card)).collect();
+    let spares: Vec<_> = cards.iter().filter(|card| card.spare).map(|card| (card.name, card.mac)).collect();
+    findings.extend(cloud_init(root, &spares));
     if runs(root, "mptcpd") {
         findings.push(Finding::bad(
             "mptcpd",
