@@ -72,6 +72,14 @@ impl Agent {
         self.does(&arguments);
     }
 
+    /// What it said as it would not.
+    pub(crate) fn refuses(&self, addresses: &[&str]) -> String {
+        let new = MAC.to_string();
+        let output = self.ask(&[&["prepare", "--old", OLD, "--new", &new], addresses].concat());
+        assert!(!output.status.success(), "{addresses:?}: {}", self.log());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }

@@ -17,6 +17,7 @@ mod leaving;
 mod obtained;
 mod obtaining;
 mod place;
+mod refused;
 mod returning;
 mod switch;
 mod traffic;

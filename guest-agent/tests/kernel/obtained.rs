@@ -38,14 +38,14 @@ pub(crate) fn vm() -> (Place, Place) {
 }
 
 /// What a move may leave no trace in: addresses, rules, routes, and the spare's parameters.
-fn state() -> String {
+pub(crate) fn state() -> String {
     let parameters = run("sysctl -a --pattern net\\.ipv[46]\\.(conf|neigh)\\.v\\.");
     let settled = |line: &&str| !line.starts_with("multicast") && !line.contains("stable_secret");
     let all = addresses::state().replace("linkdown ", "") + &parameters;
     all.lines().filter(settled).collect::<Vec<_>>().join("\n")
 }
 
-fn comes_back(before: &str) {
+pub(crate) fn comes_back(before: &str) {
     let begun = Instant::now();
     loop {
         let now = state();

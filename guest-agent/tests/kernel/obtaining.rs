@@ -162,7 +162,7 @@ pub(crate) fn wicked(lan: &Place, answer: fn(u8) -> Option<Said>) {
 
 pub(crate) const OFFERED: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 57);
 /// Mask, router, an hour.
-const GOOD: [u8; 18] = [1, 4, 255, 255, 255, 0, 3, 4, 10, 2, 0, 1, 51, 4, 0, 0, 14, 16];
+pub(crate) const GOOD: [u8; 18] = [1, 4, 255, 255, 255, 0, 3, 4, 10, 2, 0, 1, 51, 4, 0, 0, 14, 16];
 pub(crate) const DISCOVER: u8 = 1;
 pub(crate) const OFFER: u8 = 2;
 pub(crate) const ACK: u8 = 5;

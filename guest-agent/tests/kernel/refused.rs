@@ -1,0 +1,103 @@
+//! LANs that no path can be made in: the whole agent refuses, in words that say what to look at, and leaves all as it was.
+
+use crate::{
+    agent::Agent,
+    obtained::{comes_back, state, vm},
+    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, GOOD, NAK, OFFER, OFFERED, Server, dnsmasq, radvd, wicked},
+    place::{Place, alone},
+};
+
+/// Of a LAN that `spoil` has made so; it is none where something that it takes is not installed.
+fn refused(
+    addresses: &'static [&'static str],
+    words: &'static str,
+    spoil: impl FnOnce(&Place) -> Option<Vec<Server>> + Send + 'static,
+) {
+    alone(move || {
+        let (_home, lan) = vm();
+        let Some(_servers) = spoil(&lan) else { return };
+        let agent = Agent::start();
+        let before = state();
+        let arguments: Vec<&str> = addresses.iter().flat_map(|address| ["--address", *address]).collect();
+        let said = agent.refuses(&arguments);
+        assert!(said.contains(words), "{addresses:?}: {said}");
+        agent.is("idle");
+        comes_back(&before);
+    });
+}
+
+#[test]
+fn no_dhcp_answer() {
+    refused(&["dhcp"], "no DHCP server answered within 3.5 s; is there one on the LAN", |_| Some(Vec::new()));
+}
+
+#[test]
+fn a_dhcp_server_that_takes_its_offer_back() {
+    refused(&["dhcp"], "DHCP server 10.2.0.1 refused", |lan| {
+        wicked(lan, |kind| {
+            Some((
+                if kind == DISCOVER { OFFER } else { NAK },
+                OFFERED,
+                if kind == DISCOVER { GOOD.to_vec() } else { Vec::new() },
+            ))
+        });
+        Some(Vec::new())
+    });
+}
+
+#[test]
+fn an_address_of_dhcp_that_somebody_has() {
+    refused(&["dhcp"], "10.2.0.57, which DHCP server 10.2.0.1 gave, is in use by ", |lan| {
+        lan.run("ip address add 10.2.0.57/24 dev g");
+        wicked(lan, |kind| match kind {
+            DISCOVER => Some((OFFER, OFFERED, GOOD.to_vec())),
+            3 => Some((ACK, OFFERED, GOOD.to_vec())),
+            _ => None,
+        });
+        Some(Vec::new())
+    });
+}
+
+#[test]
+fn an_address_of_dhcp_outside_of_its_router_s_subnet() {
+    refused(&["dhcp"], "10.3.0.57/24 with the router 10.2.0.1 outside of it; correct its configuration", |lan| {
+        wicked(lan, |kind| Some((if kind == DISCOVER { OFFER } else { ACK }, [10, 3, 0, 57].into(), GOOD.to_vec())));
+        Some(Vec::new())
+    });
+}
+
+/// The one address that is there is given back with the rest.
+#[test]
+fn a_router_that_says_nothing_beside_a_dhcp_server_that_does() {
+    refused(&["dhcp", "slaac"], "no router advertised itself within 3.5 s", |lan| {
+        Some(vec![dnsmasq(lan, "10.2.0.200,10.2.0.210")?])
+    });
+}
+
+#[test]
+fn a_router_that_is_none() {
+    refused(&["slaac"], "says that it is none any more (lifetime 0)", |lan| Some(vec![radvd(lan, 0)?]));
+}
+
+#[test]
+fn an_autoconfigured_address_that_somebody_has() {
+    refused(&["slaac"], "is in use by somebody else on the LAN", |lan| {
+        lan.run(&format!("ip address add {AUTOCONFIGURED}/64 dev g nodad"));
+        Some(vec![radvd(lan, 1800)?])
+    });
+}
+
+#[test]
+fn a_gateway_that_is_silent() {
+    for [address, gateway] in [["10.2.0.7/24", "10.2.0.9"], ["2001:db8:2::7/64", "2001:db8:2::9"]] {
+        alone(move || {
+            let (_home, _lan) = vm();
+            let agent = Agent::start();
+            let before = state();
+            let said = agent.refuses(&["--address", address, "--gateway", gateway]);
+            assert!(said.contains(&format!("gateway {gateway} of the new LAN did not answer")), "{said}");
+            agent.is("idle");
+            comes_back(&before);
+        });
+    }
+}
