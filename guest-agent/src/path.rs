@@ -4,6 +4,7 @@
 //! TABLE`), so that each subflow leaves by the vNIC whose address it has, whatever the main table says.
 
 mod raise;
+mod tunnelled;
 pub mod upkeep;
 
 use lsm_protocol::{Mac, Refusal};
@@ -29,16 +30,18 @@ const PRIORITY: u32 = 19_500;
 /// nor asks ARP with the other's address.
 const PARAMETERS: [(&str, &str); 3] = [("rp_filter", "2"), ("arp_ignore", "1"), ("arp_announce", "2")];
 
-/// The destination's LAN hears of us, and new connections leave by it. Each family goes on when the other cannot.
-pub fn take_over(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+/// The destination's LAN hears of us, and new connections leave by it; the old addresses' packets are short enough for their
+/// tunnel. Each family goes on when the other cannot.
+pub async fn take_over(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let Some(paths) = record.paths() else { return Ok(()) };
     let mac = paths.new.mac;
-    let failures: Vec<String> = paths
+    let mut failures: Vec<String> = paths
         .new
         .exits()
         .filter_map(|exit| take_over_family(kernel, record, &paths, &exit).err())
         .map(|error| chain(&error))
         .collect();
+    failures.extend(tunnelled::turn(kernel, record, &paths).await.iter().map(|error| chain(error)));
     if failures.is_empty() { Ok(()) } else { Err(Refusal::Path { mac, detail: failures.join("; ") }) }
 }
 
@@ -132,6 +135,9 @@ pub async fn take_back(kernel: &mut Kernel, changes: Vec<Change>) -> Vec<String>
                 Err(error) => Err(chain(&error)),
             },
             Change::Connected(exit) => kernel.routing.disconnect(&exit).map(drop).map_err(|e| chain(&e)),
+            Change::PathMtu { exit, was, .. } => {
+                kernel.routing.fill_table(TABLE + exit.ifindex, &exit, was).map_err(|e| chain(&e))
+            }
             Change::DefaultRoute { was } => kernel.routing.restore_default(&was).map_err(|e| chain(&e)),
         };
         failures.extend(result.err());

@@ -45,6 +45,12 @@ pub enum Change {
     },
     /// The main table knows the prefix as the vNIC's.
     Connected(Exit),
+    /// The longest packet that leaves by the exit, in bytes, where it is not the card's. Of several the last one holds.
+    PathMtu {
+        exit: Exit,
+        was: Option<u32>,
+        now: Option<u32>,
+    },
 }
 
 /// A rule of ours.
@@ -226,10 +232,15 @@ impl Record {
     /// Writes a change down, before it is made.
     pub fn note(&mut self, change: Change) {
         if !self.changes.contains(&change) {
-            self.changes.push(change);
-            if let Err(error) = self.save() {
-                tracing::warn!(%error, "cannot write down a change; a crash now would leave it behind");
-            }
+            self.append(change);
+        }
+    }
+
+    /// The same of one that may come more than once.
+    pub fn append(&mut self, change: Change) {
+        self.changes.push(change);
+        if let Err(error) = self.save() {
+            tracing::warn!(%error, "cannot write down a change; a crash now would leave it behind");
         }
     }
 }

@@ -52,7 +52,11 @@ fn step_lines(step: Step, paths: Option<&Paths>) -> Vec<String> {
             lines.push(format!("{}   (one write)", changes.join("; ")));
             lines
         }
-        Step::TakeOver => new.exits().flat_map(|exit| take_over_lines(new, &exit)).collect(),
+        Step::TakeOver => {
+            let shorter =
+                |exit: Exit| format!("ip route: shorter packets from {}, for the tunnel   (its table)", exit.source);
+            new.exits().flat_map(|exit| take_over_lines(new, &exit)).chain(old.exits().map(shorter)).collect()
+        }
         Step::Withdraw(side) => {
             let delete =
                 |exit: Exit| format!("ip mptcp endpoint delete {}   (RM_ADDR; its subflows close)", exit.source);

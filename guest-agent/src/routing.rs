@@ -37,6 +37,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
 const RTA_CACHEINFO: u16 = 12;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
@@ -130,10 +131,12 @@ impl Routing {
         Ok(all)
     }
 
-    /// Fills a table with the connected prefix and the default route of an exit. What is there already is replaced.
-    pub fn fill_table(&mut self, table: u32, exit: &Exit) -> Result<(), Error> {
+    /// Fills a table with the connected prefix and the default route of an exit. What is there already is replaced. With
+    /// `mtu` no longer packets leave by them, in bytes; else as the card takes them.
+    pub fn fill_table(&mut self, table: u32, exit: &Exit, mtu: Option<u32>) -> Result<(), Error> {
         let requests =
-            [connected_message(table, exit, Source::Named), default_message(table, exit, None, Source::Named)];
+            [connected_message(table, exit, Source::Named), default_message(table, exit, None, Source::Named)]
+                .map(|message| at_most(message, mtu));
         self.change_all(requests, || format!("route {} through {} in table {table}", exit.source, exit.gateway))
     }
 
@@ -343,6 +346,16 @@ fn default_message(table: u32, exit: &Exit, metric: Option<u32>, source: Source)
     };
     match metric {
         Some(metric) => message.attribute(RTA_PRIORITY, &metric.to_ne_bytes()),
+        None => message,
+    }
+}
+
+/// linux/rtnetlink.h: the metrics are attributes inside one.
+fn at_most(message: Message, mtu: Option<u32>) -> Message {
+    const RTAX_MTU: u16 = 2;
+
+    match mtu {
+        Some(mtu) => message.nest(RTA_METRICS, |metrics| metrics.attribute(RTAX_MTU, &mtu.to_ne_bytes())),
         None => message,
     }
 }

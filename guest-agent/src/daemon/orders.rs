@@ -152,7 +152,7 @@ impl Daemon {
             Step::TakeOver => {
                 self.release.arrived();
                 self.announce_again_later();
-                path::take_over(&mut self.kernel, &mut self.record)
+                path::take_over(&mut self.kernel, &mut self.record).await
             }
             Step::Withdraw(Side::Old) => {
                 self.hold_farewell();

@@ -5,7 +5,7 @@
 
 use lsm_protocol::{Given, Mac, Prepare, Refusal, V4, V6};
 
-use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter};
+use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter, tunnelled};
 use crate::{
     kernel::Kernel,
     obtain::Address,
@@ -121,7 +121,10 @@ fn route(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(),
     for exit in &exits {
         let table = TABLE + exit.ifindex;
         record.note(Change::Table(table));
-        kernel.routing.fill_table(table, exit).map_err(|error| refuse(plan.new, &error))?;
+        kernel
+            .routing
+            .fill_table(table, exit, tunnelled::mtu(record, exit))
+            .map_err(|error| refuse(plan.new, &error))?;
         let rule = RuleKey { source: exit.source, table, priority: PRIORITY };
         record.note(Change::Rule(rule));
         kernel.routing.add_rule(&rule.into()).map_err(|error| refuse(plan.new, &error))?;

@@ -1,7 +1,7 @@
 //! Rules and tables of ours that another agent has taken away are put back. An address that is gone is not: whoever got it
 //! from the LAN may have lost it to somebody else.
 
-use super::TABLE;
+use super::{TABLE, tunnelled};
 use crate::{
     kernel::Kernel,
     netlink::Error,
@@ -39,7 +39,7 @@ pub fn repair(kernel: &mut Kernel, record: &Record) -> Result<Vec<String>, Error
     for exit in paths.old.exits().chain(paths.new.exits()) {
         let table = TABLE + exit.ifindex;
         if record.changes.contains(&Change::Table(table)) && !kernel.routing.is_filled(table, &exit)? {
-            kernel.routing.fill_table(table, &exit)?;
+            kernel.routing.fill_table(table, &exit, tunnelled::mtu(record, &exit))?;
             missing.push(format!("default via {} src {} in table {table}", exit.gateway, exit.source));
         }
     }

@@ -104,8 +104,8 @@ fn rules_and_tables_come_and_go_without_residue() {
         for (source, prefix, gateway, table, far) in cases {
             let exit = Exit { ifindex: index, source: address(source), prefix, gateway: address(gateway) };
             let rule = Rule { source: exit.source, table, priority: 500 };
-            routing.fill_table(table, &exit).unwrap();
-            routing.fill_table(table, &exit).unwrap();
+            routing.fill_table(table, &exit, None).unwrap();
+            routing.fill_table(table, &exit, None).unwrap();
             assert_eq!(routing.add_rule(&rule).unwrap(), Changed::Yes);
             assert_eq!(routing.add_rule(&rule).unwrap(), Changed::No);
             assert_eq!(routing.rules().unwrap(), [rule], "others' rules are not ours");
@@ -121,7 +121,7 @@ fn rules_and_tables_come_and_go_without_residue() {
             assert_eq!(state(), before);
         }
         let nowhere = Exit { ifindex: 999, source: address("192.0.2.7"), prefix: 24, gateway: address("192.0.2.254") };
-        let error = routing.fill_table(1001, &nowhere).unwrap_err();
+        let error = routing.fill_table(1001, &nowhere, None).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ENODEV));
         assert!(error.to_string().contains("192.0.2.254 in table 1001"), "{error}");
     });

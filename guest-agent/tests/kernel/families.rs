@@ -63,6 +63,14 @@ fn defaults() -> String {
     run("ip route show default") + &run("ip -6 route show default")
 }
 
+/// The longest packets that the routes of ours by a card take, where they say so: of each family the LAN's and the default.
+fn at_most(card: &str) -> Vec<Option<u32>> {
+    let table = format!("dev {card} table {} ", 19_500 + if_nametoindex(card).unwrap());
+    let routes = run("ip -4 route show table all") + &run("ip -6 route show table all");
+    let mtu = |route: &str| route.split_once(" mtu ").map(|(_, mtu)| mtu.split(' ').next().unwrap().parse().unwrap());
+    routes.lines().filter(|route| route.contains(&table)).map(mtu).collect()
+}
+
 #[test]
 fn two_families_move_together_and_come_back_together() {
     alone(|| {
@@ -86,15 +94,23 @@ fn two_families_move_together_and_come_back_together() {
                 assert!(went.contains(&format!("dev {card}")), "{source}: {went}");
             }
 
-            path::take_over(&mut kernel, &mut record).unwrap();
+            path::take_over(&mut kernel, &mut record).await.unwrap();
             let now = defaults();
             assert!(now.contains("via 198.51.100.254 dev b") && now.contains("via fe80::fe dev b"), "{now}");
             assert!(!now.contains("dev a"), "{now}");
+            assert_eq!(
+                (at_most("a"), at_most("b")),
+                (vec![Some(1_430); 4], vec![None; 4]),
+                "a tunnel has room for 70 bytes less"
+            );
+            run(&format!("ip route flush table {}", 19_500 + if_nametoindex("a").unwrap()));
+            assert_eq!(path::upkeep::repair(&mut kernel, &record).unwrap().len(), 1);
+            assert_eq!(at_most("a"), vec![Some(1_430); 4], "put back as it was");
             path::lower(&mut kernel, &mut record).await.unwrap();
             assert_eq!((defaults(), state()), (had, before));
 
             path::raise(&mut kernel, &mut record, &plan).await.unwrap();
-            path::take_over(&mut kernel, &mut record).unwrap();
+            path::take_over(&mut kernel, &mut record).await.unwrap();
             path::release_old(&mut kernel, &mut record).await.unwrap();
             let left = run("ip address show dev a");
             assert!(!left.contains("192.0.2.7") && !left.contains("2001:db8:a::7"), "{left}");
@@ -117,7 +133,7 @@ fn a_lan_of_one_family_takes_a_vm_of_two() {
             let paths = record.paths().unwrap();
             assert_eq!(paths.old.addresses().to_string(), "192.0.2.7 and 2001:db8:a::7");
             assert_eq!(paths.new.addresses().to_string(), "2001:db8:b::7");
-            path::take_over(&mut kernel, &mut record).unwrap();
+            path::take_over(&mut kernel, &mut record).await.unwrap();
             let now = defaults();
             assert!(now.contains("via 192.0.2.254 dev a"), "IPv4 has nowhere else to go: {now}");
             assert!(now.contains("via fe80::fe dev b"), "{now}");

@@ -71,7 +71,7 @@ impl Agent {
             }
             Step::Invite => invitation::invite(kernel, record),
             Step::Prefer(side) => endpoints::prefer(kernel, record, side),
-            Step::TakeOver => path::take_over(kernel, record),
+            Step::TakeOver => self.runtime.block_on(path::take_over(kernel, record)),
             Step::Withdraw(side) => endpoints::withdraw(kernel, record, side),
             Step::LowerPath => self.runtime.block_on(path::lower(kernel, record)),
             Step::ReleaseOld => self.runtime.block_on(path::release_old(kernel, record)),
@@ -185,6 +185,12 @@ fn a_held_address_is_direct_again_and_an_abort_leaves_it_held() {
         assert_eq!(agent.record.guest.deadline().unwrap().awaited, "the last legacy connection to close");
         get_on(&all);
         let held = agent.state();
+        let shortened = |card: &str| {
+            let table = run("ip route show table all");
+            let ours = |line: &&str| line.contains(&format!("dev {card} table 195"));
+            table.lines().filter(ours).filter(|line| line.contains("mtu 1430")).count()
+        };
+        assert_eq!((shortened("a"), shortened("b")), (2, 0), "a tunnel leads to it");
 
         for flipped in [false, true] {
             agent.prepare(BACK, "b", "a", "10.99.0.1".parse().unwrap());
@@ -217,6 +223,7 @@ fn a_held_address_is_direct_again_and_an_abort_leaves_it_held() {
         agent.count(ALL);
         agent.tell(ToGuest::Arrived { migration: BACK });
         agent.deadline();
+        assert_eq!((shortened("a"), shortened("b")), (0, 2), "it is direct again, and the other is not");
         let moved = Counts { legacy: 0, ..ALL };
         agent.count(moved);
         agent.deadline();

@@ -69,7 +69,7 @@ impl Scene {
             let ifindex = nix::net::if_::if_nametoindex(ours).unwrap();
             let source: IpAddr = format!("{lan}1").parse().unwrap();
             let exit = Exit { ifindex, source, prefix, gateway: format!("{lan}2").parse().unwrap() };
-            routing.fill_table(table, &exit).unwrap();
+            routing.fill_table(table, &exit, None).unwrap();
             routing.add_rule(&Rule { source, table, priority: table }).unwrap();
             if ours == "a" {
                 routing.replace_default(&exit, 50).unwrap();
