@@ -18,8 +18,27 @@ use crate::{
 const LISTEN: u16 = 5003;
 /// The same of further clients, which take none.
 const LISTEN_MORE: u16 = 5004;
+/// A move is over within this after `virsh` has ended.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Bytes of a record that is several full packets.
+const LARGE: u16 = 16_000;
 /// Data must get through within this on every connection: TCP's back-off after a pause included.
 const ALIVE: Duration = Duration::from_secs(20);
+
+/// Moves the VM under connections' traffic, to the move's very end: each is alive after it and when all is settled, and
+/// whole at last.
+///
+/// # Errors
+/// One is not, or virsh failed, or the move did not settle.
+pub fn move_with_connections(stage: &Stage, to: &str) -> Result<()> {
+    let mut connections = Connections::open(stage, 0)?;
+    stage.migrate(to)?;
+    connections.alive()?;
+    stage.agent_is(&["idle"], SETTLED)?;
+    stage.settled(SETTLED)?;
+    connections.alive()?;
+    connections.end()
+}
 
 /// Some opened by the client, some by the VM.
 #[derive(Debug)]
@@ -58,6 +77,18 @@ impl Connections {
         let base = quiet(&addresses(stage)?);
         let options = ClientOptions { connections: by_client, accept: by_vm, plain: 0, period, ..base };
         Connections::open_as(stage, &options)
+    }
+
+    /// Two MPTCP and two plain ones by the client, one of each on either family where both are spoken: each record is
+    /// several full packets, both ways.
+    ///
+    /// # Errors
+    /// One did not come about.
+    pub fn open_large(stage: &Stage) -> Result<Connections> {
+        let period = Duration::from_millis(100);
+        let base = quiet(&addresses(stage)?);
+        let options = ClientOptions { connections: 2, accept: 0, plain: 2, chunk: LARGE, period, ..base };
+        Connections::begin(stage, spawn(stage, &options)?)
     }
 
     fn open_as(stage: &Stage, options: &ClientOptions) -> Result<Connections> {

@@ -68,6 +68,8 @@ pub struct Segment {
     pub flags: u8,
     /// Payload in bytes. More than the MTU where the kernel left the cutting to the card.
     pub payload: u32,
+    /// TCP's header with its options, in bytes.
+    pub header: u32,
     pub mptcp: Multipath,
 }
 
@@ -79,6 +81,12 @@ impl Segment {
 
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// The IP packet's length in bytes, if its own header has no options.
+    pub fn packet(&self) -> u32 {
+        let ip = if self.source.is_ipv4() { 20 } else { 40 };
+        ip + self.header + self.payload
     }
 }
 
@@ -268,6 +276,7 @@ fn transport(
                 acknowledgement: number(fixed, 8, 4) as u32,
                 flags,
                 payload: length.checked_sub(header)? as u32,
+                header: header as u32,
                 mptcp: Multipath::read(body.get(20..header.min(body.len()))?, flags & SYN != 0),
             }))
         }

@@ -23,6 +23,7 @@ pub(super) fn tcp(at: u64, outgoing: bool, from: &str, to: &str, (sequence, payl
         acknowledgement: ack,
         flags: ACK,
         payload,
+        header: 20,
         mptcp: Multipath::default(),
     };
     Frame { at, interface: 1, outgoing, source: [0; 6], destination: MAC, packet: Packet::Tcp(segment) }
