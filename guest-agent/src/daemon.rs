@@ -83,7 +83,6 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         reports: Reports::open(directory, &config.reports, under_way),
         obtaining: None,
         progress: progress_in,
-        farewell_said: None,
         release: Release::new(),
     };
     daemon.set_up()?;
@@ -117,6 +116,9 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
             () = routes_changed.notified() => daemon.look_after_paths().await,
             Some(one) = progress.recv() => daemon.hear_of(one).await,
             () = daemon.release.due() => daemon.release_old().await,
+            () = tokio::time::sleep_until(daemon.release.quiet()), if daemon.record.left_up.is_some() => {
+                daemon.set_spare_down().await;
+            }
             () = obtaining::sleep_until(extension), if extension.is_some() => daemon.extend(),
             () = tokio::time::sleep(sleep), if deadline.is_some() => {
                 if let Some(d) = deadline {
@@ -181,8 +183,6 @@ struct Daemon {
     obtaining: Option<tokio::task::JoinHandle<()>>,
     /// What it has come to.
     progress: mpsc::UnboundedSender<Progress>,
-    /// The old addresses, withdrawn, are needed until then.
-    farewell_said: Option<tokio::time::Instant>,
     release: Release,
 }
 
@@ -215,6 +215,10 @@ impl Daemon {
                 "stopping in the middle of a migration; the next start goes on with it"
             );
             return;
+        }
+        if self.record.left_up.is_some() {
+            tokio::time::sleep_until(self.release.quiet()).await;
+            self.set_spare_down().await;
         }
         if let Some(limits) = self.record.limits.take()
             && let Err(error) = self.kernel.path_manager.set_limits(limits)

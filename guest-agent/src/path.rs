@@ -88,7 +88,7 @@ pub async fn lower(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refus
     }
 }
 
-/// The old addresses go and their vNIC is the spare; what was needed to tell two paths apart goes too.
+/// The old addresses go and their vNIC is the spare, to be set down; what was needed to tell two paths apart goes too.
 pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
     let Some(paths) = record.paths() else { return Ok(()) };
     let old = match find(kernel, paths.old.mac).await {
@@ -107,13 +107,18 @@ pub async fn release_old(kernel: &mut Kernel, record: &mut Record) -> Result<(),
         .partition(|c| matches!(c, Change::Rule(_) | Change::Table(_) | Change::Sysctl { .. }));
     drop(lasting); // the new addresses and the default routes are the VM's own now
     failures.extend(take_back(kernel, temporary).await);
-    if let Some(old) = &old
-        && let Err(error) = kernel.vnics.set_up(old, false).await
-    {
-        failures.push(chain(&error));
-    }
+    record.left_up = old.map(|old| old.mac);
     record.set_paths(None);
     if failures.is_empty() { Ok(()) } else { Err(Refusal::Path { mac: paths.old.mac, detail: failures.join("; ") }) }
+}
+
+/// The old vNIC of the last move, which [`release_old`] left up.
+pub async fn set_spare_down(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+    let Some(mac) = record.left_up else { return Ok(()) };
+    let lowered = on_vnic(kernel, mac, async |k, v| k.vnics.set_up(v, false).await.map(drop)).await;
+    lowered.map_err(|detail| Refusal::Path { mac, detail })?;
+    record.left_up = None;
+    Ok(())
 }
 
 /// Takes changes back, the last first.

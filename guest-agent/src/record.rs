@@ -167,6 +167,9 @@ pub struct Record {
     /// The last switch for good. Its scripts are still to be run if they have not been.
     #[serde(default)]
     pub moved: Option<Move>,
+    /// The spare vNIC, which is to be set down when that does no harm.
+    #[serde(default)]
+    pub left_up: Option<Mac>,
     #[serde(default)]
     before: Option<Before>,
     /// Whose connections joined and whose did not. In a file of its own: large, and seldom changed.

@@ -27,8 +27,8 @@ pub(crate) struct Tally {
     before: HashMap<u32, Carried>,
     /// That count has been.
     proving: bool,
-    /// At the last count.
-    last: HashMap<u32, Carried>,
+    /// At the last count: what was carried, and whether everything that had been sent was acknowledged.
+    last: HashMap<u32, (Carried, bool)>,
     /// Each connection at the last count: its peer, and whether it had joined.
     outcomes: Vec<Outcome>,
 }
@@ -49,7 +49,8 @@ impl Tally {
                 continue; // loopback, or an address that LSM does not manage
             }
             let now = Carried { old: sum(on(connection, old)), new: sum(on(connection, new)) };
-            seen.insert(connection.token, now);
+            let quiet = connection.subflows.iter().all(|s| s.unacked == 0);
+            seen.insert(connection.token, (now, quiet));
             let shown = on_new.or_else(|| on(connection, old).next());
             self.outcomes.extend(shown.map(|subflow| Outcome {
                 peer: subflow.remote,
@@ -68,15 +69,19 @@ impl Tally {
             }
             let before = self.before.get(&connection.token).copied().unwrap_or_default();
             let moved = now.new > before.new;
-            let idle = connection.subflows.iter().all(|s| s.unacked == 0 && s.unsent == 0)
-                && self.last.get(&connection.token).is_some_and(|last| last.old == now.old);
+            // Nothing to say; or nothing that the peer has room for, which a dead path would have made unacknowledged.
+            let nothing_unsent = connection.subflows.iter().all(|s| s.unsent == 0);
+            let idle = quiet
+                && self.last.get(&connection.token).is_some_and(|&(last, was_quiet)| {
+                    last.old == now.old && (nothing_unsent || was_quiet && last.new == now.new)
+                });
             if proving && (moved || idle) {
                 counts.moved += 1;
             }
         }
         counts.legacy = snapshot.legacy.iter().filter(|l| old.carries(l.local.ip())).count() as u32;
         if !proving {
-            self.before.clone_from(&seen);
+            self.before = seen.iter().map(|(&token, &(carried, _))| (token, carried)).collect();
         }
         self.last = seen;
         counts
@@ -175,6 +180,24 @@ mod tests {
         // It was no arrival: the source's service had been restarted.
         assert_eq!(tally.count(&carried(950), &paths, false).moved, 0);
         assert_eq!(tally.count(&carried(960), &paths, true).moved, 0);
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_has_moved_and_a_dead_path_has_not() {
+        let (mut tally, paths) = (Tally::default(), paths());
+        let stuck = |unacked| {
+            let mut snapshot = snapshot(&[(1, 10, Some(0))]);
+            for subflow in &mut snapshot.connections[0].subflows {
+                subflow.unacked = unacked;
+            }
+            snapshot
+        };
+        for _ in 0..2 {
+            tally.count(&stuck(0), &paths, true);
+            assert_eq!(tally.count(&stuck(1), &paths, true).moved, 0, "sent, and nobody takes it");
+            assert_eq!(tally.count(&stuck(0), &paths, true).moved, 0, "taken a moment ago");
+            assert_eq!(tally.count(&stuck(0), &paths, true).moved, 1, "no room at the peer");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::{
     fs::{self, File},
+    io::{Read as _, Write as _},
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +19,7 @@ use lsm_tests::{
     traffic::{ClientOptions, ClientProcess, Log},
 };
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_lsm-traffic");
 const CLIENT: &str = "10.9.0.1";
@@ -333,6 +336,48 @@ fn a_thousand_connections_move() {
 #[test]
 fn ten_thousand_connections_move() {
     many(10_000, 200);
+}
+
+/// A client that reads nothing while the VM moves: its window is closed, and no data can tell that it has moved.
+#[test]
+fn a_connection_whose_client_reads_nothing_moves() {
+    if skip() {
+        return;
+    }
+    const BYTES: usize = 8 << 20;
+    let page: Vec<u8> = (0..BYTES).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let scene = Scene::set("shut");
+    let mptcp = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).unwrap();
+    let at = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port).into();
+    let listener = scene.vm.enter(mptcp).unwrap();
+    listener.bind(&at("0.0.0.0", 5001)).unwrap();
+    listener.listen(8).unwrap();
+    let client = scene.client.enter(mptcp).unwrap();
+    client.connect(&at(A.address, 5001)).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let sent = page.clone();
+    let writer = std::thread::spawn(move || server.write_all(&sent).unwrap());
+
+    let subflows = || run(scene.vm.command("ss").args(["-Htin", "src", A.address])).unwrap();
+    let mut before = String::new();
+    wait_for("a closed window", LIMIT, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let text = subflows();
+        let now = text.split_whitespace().find(|word| word.starts_with("bytes_sent:")).unwrap_or_default().to_owned();
+        let closed = !now.is_empty() && now == before;
+        before = now;
+        closed.then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", subflows()));
+    let prepared = scene.prepare(A, B);
+    assert_eq!((&prepared["joined"], &prepared["waiting"]), (&1.into(), &0.into()), "{}", scene.log());
+    scene.settle();
+    assert_eq!(scene.client_subflows(A.address), 0, "the old address is left");
+    assert!(!writer.is_finished(), "the window was never closed");
+    let mut read = vec![0; BYTES];
+    (&client).read_exact(&mut read).unwrap();
+    assert!(read == page, "bytes are wrong");
+    writer.join().unwrap();
 }
 
 /// What an operator waits for, of so many connections and one whose client takes no addresses: the command that foresees

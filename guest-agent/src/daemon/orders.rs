@@ -6,13 +6,13 @@ use lsm_protocol::{
     Refusal, Side,
     guest::{Event, Guest, Order, Step},
 };
-use tokio::time::Instant;
 
 use super::{Daemon, log::summary, now};
 use crate::{
     endpoints,
     farewell::{Farewell, HELD, SAID},
     invitation,
+    obtain::Owner,
     path::{self, chain},
 };
 
@@ -56,14 +56,7 @@ impl Daemon {
         }
     }
 
-    /// What [`super::release`] has put off.
-    pub(super) async fn release_old(&mut self) {
-        self.release.done();
-        let event = self.do_step(Step::ReleaseOld).await;
-        self.feed(event).await;
-    }
-
-    async fn do_step(&mut self, step: Step) -> Event {
+    pub(super) async fn do_step(&mut self, step: Step) -> Event {
         match self.perform(step).await {
             Ok(()) => Event::Done(step),
             Err(why) => {
@@ -83,7 +76,7 @@ impl Daemon {
                     self.probe_gateway();
                     return None;
                 }
-                if step == Step::ReleaseOld && self.release.put_off() {
+                if step == Step::ReleaseOld && self.release.put_off(self.old_is_owned()) {
                     return None;
                 }
                 Some(self.do_step(step).await)
@@ -120,12 +113,18 @@ impl Daemon {
         }
     }
 
+    /// A network manager of the VM has the old vNIC.
+    fn old_is_owned(&self) -> bool {
+        let old = self.record.guest.plan().map(|plan| plan.old);
+        self.record.obtained.iter().any(|kept| Some(kept.card.mac) == old && kept.owner != Owner::Nobody)
+    }
+
     /// Of the old addresses, while they are withdrawn. It is a favour to peers: where it cannot be done, the move goes on.
     fn hold_farewell(&mut self) {
         let Some(paths) = self.record.paths() else { return };
         match Farewell::hold(&paths.old.addresses().all()) {
             Ok(farewell) => {
-                self.farewell_said = Some(Instant::now() + SAID);
+                self.release.withdrawn(SAID);
                 tokio::spawn(async move {
                     tokio::time::sleep(HELD).await;
                     drop(farewell);
@@ -168,15 +167,15 @@ impl Daemon {
                 path::lower(&mut self.kernel, &mut self.record).await
             }
             Step::ReleaseOld => {
-                if let Some(said) = self.farewell_said.take() {
-                    tokio::time::sleep_until(said).await;
-                }
-                let record = &self.record;
-                if let Some(old) = record.guest.plan().map(|plan| plan.old) {
+                let old = record.guest.plan().map(|plan| plan.old);
+                if let Some(old) = old {
                     self.give_up(old).await;
                 }
                 let paths = self.record.paths();
-                let released = path::release_old(&mut self.kernel, &mut self.record).await;
+                let mut released = path::release_old(&mut self.kernel, &mut self.record).await;
+                if released.is_ok() && self.release.is_quiet() {
+                    released = path::set_spare_down(&mut self.kernel, &mut self.record).await;
+                }
                 self.follow_routers(paths);
                 released
             }

@@ -1,4 +1,5 @@
-//! The old vNIC is not set down while QEMU may yet ask it to announce itself.
+//! The old addresses are given up as soon as nobody needs them; their vNIC is not set down while QEMU may yet ask it to
+//! announce itself.
 //!
 //! For 0.8 s after a VM's arrival QEMU tells it to (five times, virtio's `VIRTIO_NET_S_ANNOUNCE`). Linux from 6.11 on then
 //! waits for itself if the card is set down at the same moment: `virtnet_close` holds the lock over all network devices
@@ -7,22 +8,28 @@
 
 use std::time::Duration;
 
+use lsm_protocol::guest::Step;
 use tokio::time::Instant;
+
+use super::Daemon;
+use crate::path;
 
 /// From the arrival on. Three times as long as QEMU speaks: a busy VM hears it late.
 const ANNOUNCING: Duration = Duration::from_millis(2_500);
 
-/// When the old path may be released.
+/// When the old path may be released, and its vNIC set down.
 pub(super) struct Release {
     /// The last arrival. An agent that has just started may have missed one.
     arrived: Instant,
+    /// Until then the withdrawn addresses answer: see [`crate::farewell`].
+    answered: Instant,
     /// It was ordered, and is to be done then.
     due: Option<Instant>,
 }
 
 impl Release {
     pub(super) fn new() -> Release {
-        Release { arrived: Instant::now(), due: None }
+        Release { arrived: Instant::now(), answered: Instant::now(), due: None }
     }
 
     /// The VM runs on another host.
@@ -30,11 +37,26 @@ impl Release {
         self.arrived = Instant::now();
     }
 
-    /// Whether it is too early; [`Release::due`] then tells when it is not.
-    pub(super) fn put_off(&mut self) -> bool {
-        let quiet = self.arrived + ANNOUNCING;
-        let early = Instant::now() < quiet;
-        self.due = early.then_some(quiet);
+    /// The old addresses are withdrawn, and are needed for so long yet.
+    pub(super) fn withdrawn(&mut self, needed: Duration) {
+        self.answered = Instant::now() + needed;
+    }
+
+    /// From then on a vNIC may be set down.
+    pub(super) fn quiet(&self) -> Instant {
+        self.arrived + ANNOUNCING
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        Instant::now() >= self.quiet()
+    }
+
+    /// Whether it is too early; [`Release::due`] then tells when it is not. `owned`: the vNIC is another program's, which
+    /// may set it down when it is told to give it up.
+    pub(super) fn put_off(&mut self, owned: bool) -> bool {
+        let earliest = if owned { self.quiet().max(self.answered) } else { self.answered };
+        let early = Instant::now() < earliest;
+        self.due = early.then_some(earliest);
         early
     }
 
@@ -54,23 +76,51 @@ impl Release {
     }
 }
 
+impl Daemon {
+    /// What [`Release`] has put off.
+    pub(super) async fn release_old(&mut self) {
+        self.release.done();
+        let event = self.do_step(Step::ReleaseOld).await;
+        self.feed(event).await;
+    }
+
+    /// The move is over; its old vNIC was left up.
+    pub(super) async fn set_spare_down(&mut self) {
+        if let Err(error) = path::set_spare_down(&mut self.kernel, &mut self.record).await {
+            tracing::warn!(%error, "the spare vNIC stays up, without an address");
+            self.record.left_up = None;
+        }
+        self.save();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_release_waits_until_the_card_is_not_asked_to_announce_itself() {
+    async fn a_vnic_that_another_program_owns_is_not_given_up_while_it_is_asked_to_announce_itself() {
         let mut release = Release::new();
+        assert!(!release.put_off(false), "ours stays up for now");
         release.arrived -= ANNOUNCING - Duration::from_millis(50);
-        assert!(release.put_off(), "the agent may have missed an arrival");
+        assert!(release.put_off(true), "the agent may have missed an arrival");
         release.due().await;
         release.done();
-        assert!(!release.put_off(), "long after the last arrival");
+        assert!(release.is_quiet() && !release.put_off(true), "long after the last arrival");
         release.arrived();
-        assert!(release.put_off());
-        assert_eq!(release.due, Some(release.arrived + ANNOUNCING));
+        assert!(!release.is_quiet() && release.put_off(true));
+        assert_eq!(release.due, Some(release.quiet()));
         release.done();
         let never = tokio::time::timeout(Duration::from_millis(20), release.due()).await;
         assert!(never.is_err(), "nothing is put off any more");
+    }
+
+    #[tokio::test]
+    async fn addresses_that_are_withdrawn_answer_for_a_while() {
+        let mut release = Release::new();
+        release.withdrawn(Duration::from_millis(50));
+        assert!(release.put_off(false));
+        release.due().await;
+        assert!(!release.put_off(false));
     }
 }

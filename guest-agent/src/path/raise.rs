@@ -77,7 +77,8 @@ pub async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> R
         record.note(Change::Mtu { vnic: plan.new, was: new.mtu });
         kernel.vnics.set_mtu(&new, plan.mtu.into()).await.map_err(refuse)?;
     }
-    if !new.up {
+    let left_up = record.left_up.take_if(|mac| *mac == plan.new).is_some();
+    if !new.up || left_up {
         record.note(Change::VnicUp(plan.new));
     }
     kernel.vnics.set_up(&new, true).await.map_err(refuse)?;
