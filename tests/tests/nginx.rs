@@ -6,12 +6,7 @@
 use std::{
     io::Read as _,
     net::IpAddr,
-    process::{Child, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    process::{Child, ChildStdout, Stdio},
     time::Duration,
 };
 
@@ -28,9 +23,9 @@ const NGINX: &str = "/usr/sbin/nginx";
 const CURL: &str = "/usr/bin/curl";
 const MPTCPIZE: &str = "/usr/bin/mptcpize";
 /// Lines of the file that is served: each is the number of the line.
-const LINES: usize = 2_000_000;
-/// Of it, read at one go, ten times in a second while the VM moves: there is always something to send on the new path.
-const PIECE: usize = 32 << 10;
+const LINES: usize = 1_000_000;
+/// Of it, read before the VM moves.
+const BEFORE: usize = 64 << 10;
 
 /// A VM without Debian's directories, its users and its log.
 const CONFIGURATION: &str = "daemon off; user root root; worker_processes 2; error_log stderr; pid /run/nginx.pid;
@@ -43,11 +38,11 @@ http {
 }
 ";
 
-/// `mptcpize run curl`, whose output waits in its pipe until it is read: slowly at first.
+/// `mptcpize run curl`, whose output waits in its pipe until it is read.
 struct Download {
     curl: Child,
-    hurry: Arc<AtomicBool>,
-    reader: JoinHandle<Vec<u8>>,
+    page: ChildStdout,
+    read: Vec<u8>,
 }
 
 impl Download {
@@ -58,27 +53,16 @@ impl Download {
         let mut curl = client.command(MPTCPIZE);
         curl.args(["run", CURL, "--silent", "--show-error", "--no-buffer", &format!("http://{from}/numbers")]);
         let mut curl = curl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut page = curl.stdout.take().unwrap();
-        let mut read = vec![0; PIECE];
-        page.read_exact(&mut read).unwrap();
-        let hurry = Arc::new(AtomicBool::new(false));
-        let told = hurry.clone();
-        let reader = thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) && page.by_ref().take(PIECE as u64).read_to_end(&mut read).unwrap() > 0
-            {
-                thread::sleep(Duration::from_millis(100));
-            }
-            page.read_to_end(&mut read).unwrap();
-            read
-        });
-        Download { curl, hurry, reader }
+        let page = curl.stdout.take().unwrap();
+        let mut download = Download { curl, page, read: vec![0; BEFORE] };
+        download.page.read_exact(&mut download.read).unwrap();
+        download
     }
 
     fn end(mut self) -> Vec<u8> {
-        self.hurry.store(true, Ordering::Relaxed);
-        let page = self.reader.join().unwrap();
+        self.page.read_to_end(&mut self.read).unwrap();
         assert!(self.curl.wait().unwrap().success());
-        page
+        self.read
     }
 }
 
