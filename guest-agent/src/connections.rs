@@ -105,6 +105,8 @@ pub enum State {
     HalfClosedByUs,
     /// The peer closed its half; we may still send.
     HalfClosedByPeer,
+    /// Both closed it; the last of what we sent is not acknowledged.
+    Closing,
 }
 
 /// The socket that asks.
@@ -193,11 +195,13 @@ const ESTABLISHED: u8 = 1;
 const SYN_SENT: u8 = 2;
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
-const CLOSE_WAIT: u8 = 8;
 const CLOSE: u8 = 7;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
 /// TCP that carries data, begins to, or waits for connections.
-const ALIVE: &[u8] = &[ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN];
+const ALIVE: &[u8] = &[ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING, LISTEN];
 
 pub(crate) enum Row {
     Listener(SocketAddr),
@@ -294,6 +298,9 @@ pub(crate) fn read_row(payload: &[u8]) -> Option<Row> {
     let info = TcpInfo::read(attribute(rest, ATTR_INFO).unwrap_or_default());
     let ulp = attribute(rest, ATTR_ULP_INFO).and_then(Ulp::read);
     if let Some(ulp) = ulp.as_ref().filter(|ulp| ulp.is_mptcp(state)) {
+        if matches!(state, LAST_ACK | CLOSING) {
+            return None; // its connection has had the last of its data acknowledged, or carries it elsewhere
+        }
         let opened_by_us = ulp.flags & (FLAG_MCAP_LOC | FLAG_JOIN_LOC) != 0;
         let subflow = Subflow {
             local,
@@ -320,6 +327,7 @@ pub(crate) fn read_row(payload: &[u8]) -> Option<Row> {
         ESTABLISHED => State::Established,
         FIN_WAIT1 | FIN_WAIT2 => State::HalfClosedByUs,
         CLOSE_WAIT => State::HalfClosedByPeer,
+        LAST_ACK | CLOSING => State::Closing,
         _ => return None,
     };
     let TcpInfo { rtt_us, bytes_acked, bytes_received, silent_ms, .. } = info;
@@ -499,6 +507,15 @@ mod tests {
         let fell = sorted(&rows, &[7]);
         assert_eq!((fell.connections.len(), fell.legacy.len()), (0, 4));
         assert_eq!(fell.legacy[0].obstacle, Obstacle::FellBack);
+    }
+
+    #[test]
+    fn a_plain_connection_is_there_until_its_last_byte_is_acknowledged() {
+        let rows = [LAST_ACK, CLOSING, CLOSE_WAIT].map(|state| row(libc::AF_INET, state, None));
+        let states: Vec<State> = sorted(&rows, &[]).legacy.iter().map(|legacy| legacy.state).collect();
+        assert_eq!(states, [State::Closing, State::Closing, State::HalfClosedByPeer]);
+        let subflow = row(libc::AF_INET, LAST_ACK, Some(FLAG_MCAP_REM | FLAG_MCAP_LOC | FLAG_CONNECTED));
+        assert!(sorted(&[subflow], &[]).connections.is_empty());
     }
 
     #[test]
