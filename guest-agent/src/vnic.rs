@@ -32,9 +32,9 @@ pub struct Vnic {
 }
 
 impl Vnic {
-    /// The first address of a family, with its prefix length; of IPv6 none that is link-local.
-    pub fn address(&self, v6: bool) -> Option<(IpAddr, u8)> {
-        self.addresses.iter().copied().find(|(address, _)| match address {
+    /// The addresses of a family, with their prefix lengths; of IPv6 none that is link-local.
+    pub fn of_family(&self, v6: bool) -> impl Iterator<Item = (IpAddr, u8)> + Clone {
+        self.addresses.iter().copied().filter(move |(address, _)| match address {
             IpAddr::V4(_) => !v6,
             IpAddr::V6(a) => v6 && !a.is_unicast_link_local(),
         })
@@ -127,6 +127,22 @@ impl Vnics {
         let of_card = |message: &AddressMessage| message.header.index == index;
         let all = self.handle.address().get().execute();
         let read = async |message| Ok(Some(message).filter(of_card).as_ref().and_then(read_autoconfigured));
+        all.try_filter_map(read).try_collect().await.map_err(failed)
+    }
+
+    /// Addresses of a card that nothing may be sent from, not yet or not at all: somebody else may have them, or has.
+    pub async fn unusable(&self, index: u32) -> Result<Vec<IpAddr>, Error> {
+        let failed = |error| failed("list the addresses", error);
+        let of_card = |message: &AddressMessage| message.header.index == index;
+        let all = self.handle.address().get().execute();
+        let read = async |message| {
+            let found = Some(message).filter(of_card).filter(|message| {
+                let flags = flags(message);
+                let waits = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+                waits || flags.contains(AddressFlags::Dadfailed)
+            });
+            Ok(found.as_ref().and_then(read_address).map(|(address, _)| address))
+        };
         all.try_filter_map(read).try_collect().await.map_err(failed)
     }
 
@@ -236,13 +252,17 @@ fn read_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     Some((local.or(plain)?, message.header.prefix_len))
 }
 
-fn read_autoconfigured(message: &AddressMessage) -> Option<Autoconfigured> {
-    let (IpAddr::V6(address), _) = read_address(message)? else { return None };
+fn flags(message: &AddressMessage) -> AddressFlags {
     let flags = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
     });
-    let flags = flags.unwrap_or(AddressFlags::empty());
+    flags.unwrap_or(AddressFlags::empty())
+}
+
+fn read_autoconfigured(message: &AddressMessage) -> Option<Autoconfigured> {
+    let (IpAddr::V6(address), _) = read_address(message)? else { return None };
+    let flags = flags(message);
     let has = |flag| flags.contains(flag);
     let ours = !address.is_unicast_link_local() && !has(AddressFlags::Permanent);
     ours.then(|| Autoconfigured {

@@ -3,6 +3,8 @@
 //! In three parts, each of which can be repeated: the vNIC is plugged in ([`plug`]), gets the addresses that the host gives
 //! ([`give`]), and both paths get their routes ([`route`]). Those that are got from the LAN are there before ([`got`]).
 
+use std::net::IpAddr;
+
 use lsm_protocol::{Given, Mac, Prepare, Refusal, V4, V6};
 
 use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter, tunnelled};
@@ -57,7 +59,7 @@ pub async fn plug(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> R
             Paths { old, new: still, old_covered }
         }
         Some(paths) => paths, // a repetition: the main table may have changed since
-        None => Paths { old: exits_of(kernel, &old)?, new: Plugged::bare(plan.new), old_covered: false },
+        None => Paths { old: exits_of(kernel, &old).await?, new: Plugged::bare(plan.new), old_covered: false },
     };
     for address in plan.addressing.addresses().all() {
         if !back && old.addresses.iter().any(|(used, _)| *used == address) {
@@ -159,14 +161,30 @@ fn prove(kernel: &mut Kernel, plan: &Prepare, exits: &[Exit], old: &Plugged) -> 
     Ok(())
 }
 
-/// The addresses that a vNIC carries with the gateways it uses: of each family for which it has both.
-fn exits_of(kernel: &mut Kernel, vnic: &Vnic) -> Result<Plugged, Refusal> {
+/// Of these addresses the one that most subflows and plain connections have; of as many the first.
+fn busiest(kernel: &mut Kernel, addresses: &[(IpAddr, u8)]) -> Result<Option<(IpAddr, u8)>, Refusal> {
+    if addresses.len() < 2 {
+        return Ok(addresses.first().copied());
+    }
+    let snapshot = kernel.diag.snapshot().map_err(|e| Refusal::PathManager(chain(&e)))?;
+    let subflows = snapshot.connections.iter().flat_map(|connection| &connection.subflows);
+    let legacy = snapshot.legacy.iter().map(|connection| connection.local.ip());
+    let local: Vec<IpAddr> = subflows.map(|subflow| subflow.local.ip()).chain(legacy).collect();
+    let count = |address: IpAddr| local.iter().filter(|one| **one == address).count();
+    Ok(addresses.iter().copied().min_by_key(|(address, _)| std::cmp::Reverse(count(*address))))
+}
+
+/// The addresses that a vNIC carries with the gateways it uses: of each family for which it has both. Of several addresses
+/// of a family the one that most connections have.
+async fn exits_of(kernel: &mut Kernel, vnic: &Vnic) -> Result<Plugged, Refusal> {
     let refuse = |detail: String| Refusal::Path { mac: vnic.mac, detail };
     let defaults = kernel.routing.default_routes().map_err(|e| refuse(chain(&e)))?;
     let mut plugged = Plugged::bare(vnic.mac);
+    let unusable = kernel.vnics.unusable(vnic.index).await.map_err(|error| refuse(chain(&error)))?;
     let mut carries = false;
     for v6 in [false, true] {
-        let Some((source, prefix)) = vnic.address(v6) else { continue };
+        let usable: Vec<_> = vnic.of_family(v6).filter(|(address, _)| !unusable.contains(address)).collect();
+        let Some((source, prefix)) = busiest(kernel, &usable)? else { continue };
         carries = true;
         let used = defaults.iter().filter(|r| r.v6 == v6 && r.ifindex == Some(vnic.index));
         let gateway = used.min_by_key(|r| r.metric).and_then(|r| r.gateway);

@@ -1,7 +1,7 @@
 //! The whole agent with addresses from a LAN, asked by hand: got, given back, lost.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener, TcpStream},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -209,5 +209,48 @@ fn once_settled_the_default_route_is_the_routers_to_take_back() {
         let Some(_none) = radvd(&lan, 0) else { return };
         until("no default route by a router that is none", || (!v6().contains("dev v")).then_some(()));
         assert!(run("ip -o address show dev v").contains(AUTOCONFIGURED));
+    });
+}
+
+/// The spare gets an address of a pool; gives the rules that say which addresses are moved.
+fn moved_addresses(agent: &Agent) -> String {
+    let new = MAC.to_string();
+    agent.does(&[
+        "prepare",
+        "--old",
+        OLD,
+        "--new",
+        &new,
+        "--address",
+        "2001:db8:2::7/64",
+        "--gateway",
+        "2001:db8:2::1",
+    ]);
+    run("ip -6 rule")
+}
+
+#[test]
+fn of_several_addresses_the_one_that_connections_have_is_moved() {
+    alone(|| {
+        let (home, _lan) = vm();
+        let listener = TcpListener::bind("[::]:7001").unwrap();
+        let theirs = home.call(|| TcpStream::connect("[2001:db8:1::7]:7001").unwrap());
+        let ours = listener.accept().unwrap();
+        run("ip address add 2001:db8:1::98/64 dev a nodad"); // comes first in the kernel's list
+        let rules = moved_addresses(&Agent::start());
+        assert!(rules.contains("from 2001:db8:1::7 lookup") && !rules.contains("2001:db8:1::98"), "{rules}");
+        drop((theirs, ours));
+    });
+}
+
+/// The kernel sends nothing from it yet.
+#[test]
+fn an_address_that_may_be_somebody_else_s_yet_is_not_the_one_to_be_moved() {
+    alone(|| {
+        let (_home, _lan) = vm();
+        let agent = Agent::start();
+        run("ip address add 2001:db8:1::99/64 dev a");
+        let rules = moved_addresses(&agent);
+        assert!(rules.contains("from 2001:db8:1::7 lookup") && !rules.contains("2001:db8:1::99"), "{rules}");
     });
 }
