@@ -44,6 +44,9 @@ const AGAIN: Duration = Duration::from_millis(1_000);
 /// The card's addresses are looked at so often meanwhile.
 const LOOK: Duration = Duration::from_millis(25);
 
+/// Of a vNIC that has an owner, which asks the routers itself, and gives the card two addresses one after the other: before
+/// it looks whether an address is another's the kernel waits for up to so many seconds (addrconf_dad_kick, 6.12).
+pub const WITH_AN_OWNER: [(&str, &str); 1] = [("router_solicitation_delay", "0")];
 /// Parameters of the vNIC, under net/ipv6/conf/NAME. Optimistic addresses (RFC 4429) can ask for a router at once.
 pub const PARAMETERS: [(&str, &str); 9] = [
     ("accept_ra", "2"), // also where the VM forwards

@@ -74,8 +74,8 @@ impl Daemon {
             self.record.obtained.push(Kept { card, owner, lease: None, parameters: Vec::new() });
         }
         self.save();
-        if owner == Owner::Nobody && wanted.v6() {
-            self.set_up_for_routers(plan.new, &new.name);
+        if wanted.v6() {
+            self.set_up_for_routers(owner, plan.new, &new.name);
         }
         let no_address = |failure| Refusal::NoAddress { mac: plan.new, detail: chain(&failure) };
         obtain::claim(owner, &wanted).await.map_err(no_address)?;
@@ -89,11 +89,12 @@ impl Daemon {
     }
 
     /// These stay for as long as the vNIC has the address, unlike what a migration alone needs.
-    fn set_up_for_routers(&mut self, mac: Mac, name: &str) {
+    fn set_up_for_routers(&mut self, owner: Owner, mac: Mac, name: &str) {
         let others = std::mem::take(&mut self.record.changes);
         let (retrans, time) = slaac::RETRANS;
         path::set_parameter(&mut self.record, &format!("net/ipv6/neigh/{name}/{retrans}"), time);
-        for (parameter, value) in slaac::PARAMETERS {
+        let parameters = if owner == Owner::Nobody { &slaac::PARAMETERS[..] } else { &slaac::WITH_AN_OWNER[..] };
+        for (parameter, value) in parameters {
             path::set_parameter(&mut self.record, &format!("net/ipv6/conf/{name}/{parameter}"), value);
         }
         let made = std::mem::replace(&mut self.record.changes, others);
