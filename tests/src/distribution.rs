@@ -63,9 +63,9 @@ const MASKED: [&str; 30] = [
 /// networkd asks for an address on every card, as Debian's cloud images have it; the package's file keeps it off the second.
 const NETWORKD: &str = "[Match]\nName=eth*\n\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n";
 const NETWORKD_SPARE: &str = include_str!("../../packaging/guest/networkd-spare.network");
-/// The same for NetworkManager, which makes a profile by itself for a card that has none.
-const NETWORK_MANAGER: &str =
-    "[connection]\nid=eth0\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n";
+/// The same for NetworkManager, which makes a profile by itself for a card that has none. It is done when both families are
+/// there, as for a card that LSM asks it for.
+const NETWORK_MANAGER: &str = "[connection]\nid=eth0\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=auto\nmay-fail=false\n\n[ipv6]\nmethod=auto\nmay-fail=false\n";
 
 const NETWORK_MANAGER_SPARE: &str = include_str!("../../packaging/guest/NetworkManager.conf");
 /// The spare vNIC in those files as they are shipped, and in the lab.

@@ -29,6 +29,7 @@ pub mod netns;
 pub mod packages;
 pub mod pki;
 pub mod planning;
+pub mod readiness;
 pub mod report;
 pub mod shell;
 pub mod site;

@@ -146,6 +146,7 @@ pub struct Topology {
     namespaces: BTreeMap<String, Netns>,
     plans: Vec<SitePlan>,
     family: Family,
+    wan_rtt: Duration,
 }
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -159,7 +160,8 @@ impl Topology {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("lsm{}.{number}", std::process::id());
         let (wires, namespaces, plans) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut made = Topology { prefix, wires, namespaces, plans, family: options.family };
+        let wan_rtt = options.sites.iter().map(|site| site.wan_rtt).sum();
+        let mut made = Topology { prefix, wires, namespaces, plans, family: options.family, wan_rtt };
         for name in ["client", "edge", "wan"] {
             made.add_namespace(name)?;
         }
@@ -311,6 +313,12 @@ impl Topology {
     #[must_use]
     pub fn client(&self) -> Vec<IpAddr> {
         self.family.of(CLIENT, CLIENT6)
+    }
+
+    /// Round trip between two sites, as long as there are no more.
+    #[must_use]
+    pub fn wan_rtt(&self) -> Duration {
+        self.wan_rtt
     }
 
     /// The sites.

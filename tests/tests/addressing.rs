@@ -11,10 +11,12 @@ use std::{
 
 use lsm_tests::{
     capture::{Capture, Frame, Mac, Packet, Recording, Scope},
-    connections::{Connections, addresses},
+    connections::{Connections, addresses, move_with_connections},
     demo::timeline,
     family::Family,
+    readiness,
     shell::{LabError, Result, chain},
+    snapshot::Snapshot,
     stage::{Stage, StageOptions, lacking},
     topology::TopologyOptions,
     traffic::Nanos,
@@ -31,22 +33,18 @@ fn said_before_arrival(addressing: &str, family: Family) -> BTreeSet<String> {
     let moved = (|| {
         // As in every distribution: what a kernel says of IPv6 by itself is to be heard, if it is.
         stage.guest.must("echo 0 >/proc/sys/net/ipv6/conf/eth1/disable_ipv6")?;
-        let mut connections = Connections::open(&stage, 0)?;
+        let direct = readiness::on_a_direct_link(&stage, addressing)?;
         let lan = listen(&stage)?;
         let begun = timeline::now();
-        stage.migrate("dallas")?;
-        connections.alive()?;
-        stage.agent_is(&["idle"], LIMIT)?;
-        stage.settled(LIMIT)?;
-        connections.alive()?;
-        connections.end()?;
+        move_with_connections(&stage, "dallas")?;
         let of_dallas =
             |address: &IpAddr| ["10.2.0.", "2001:db8:2:"].iter().any(|lan| address.to_string().starts_with(lan));
         let has = addresses(&stage)?;
         if !has.iter().all(of_dallas) {
             return Err(LabError::Other(format!("the VM has not the new LAN's addresses alone: {has:?}")));
         }
-        figures(&stage, addressing)?;
+        let mode = format!("{addressing} ({family:?}) by lsm-guest");
+        readiness::compare(&stage, &mode, direct, readiness::last(&stage)?);
         let arrived = timeline::qemu_event(stage.site("dallas"), "RESUME", begun);
         let arrived = arrived.ok_or_else(|| LabError::Other("QEMU did not say RESUME".into()))?;
         heard(&stage, lan.stop(), arrived, &has)
@@ -59,19 +57,6 @@ fn listen(stage: &Stage) -> Result<Capture> {
     let (namespace, interface) = (Some(stage.topology.ns("gw-dallas").path()), Some("lan".into()));
     let scope = Scope { namespace, interface, everything: true, ..Scope::default() };
     Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
-}
-
-fn figures(stage: &Stage, addressing: &str) -> Result<()> {
-    let history = stage.guest_history()?;
-    let steps = history.last().and_then(|report| report["steps"].as_array()).cloned().unwrap_or_default();
-    let at = |name: &str| steps.iter().find(|step| step["step"] == name).and_then(|step| step["at"].as_u64());
-    let announced = at("announcing the new address");
-    let announced = announced.ok_or_else(|| LabError::Other(format!("no announcement in {steps:?}")))?;
-    let got = at("raising the new path").map_or_else(String::new, |got| format!("addresses after {got} ms, "));
-    eprintln!(
-        "{addressing}, through the advance tunnel: {got}announced {announced} ms after the guest was told to prepare"
-    );
-    Ok(())
 }
 
 /// What the vNIC sent before the arrival, in words; and that the VM tells the LAN of itself then.
@@ -141,6 +126,13 @@ fn addresses_of_a_pool_of_both_families() {
 }
 
 #[test]
+fn an_address_of_a_pool_of_ipv4_alone() {
+    if !lacking() {
+        only(&said_before_arrival("static", Family::V4), &["TCP", "ARP"]);
+    }
+}
+
+#[test]
 fn dhcp() {
     if !lacking() {
         only(&said_before_arrival("dhcp", Family::V4), &["TCP", "ARP", "ARP probe", "UDP to port 67"]);
@@ -159,9 +151,48 @@ const AUTOCONFIGURES: [&str; 7] = [
 ];
 
 #[test]
+fn slaac() {
+    if !lacking() {
+        only(&said_before_arrival("slaac", Family::V6), &[&FOUND[..], &AUTOCONFIGURES].concat());
+    }
+}
+
+#[test]
 fn dhcp_and_slaac() {
     if !lacking() {
         let dhcp = ["ARP probe", "UDP to port 67"];
         only(&said_before_arrival("dhcp+slaac", Family::Dual), &[&FOUND[..], &AUTOCONFIGURES, &dhcp].concat());
     }
+}
+
+/// At the LAN, and in what the destination's operator wrote of it: the move is refused, and the VM is as it was before.
+#[test]
+fn a_lan_that_gives_no_address_or_a_wrong_one() {
+    if lacking() {
+        return;
+    }
+    let policy = "unprepared = \"refuse\"\nprepare_wait_ms = 20000".into();
+    let options = StageOptions { addressing: "dhcp".into(), policy, ..StageOptions::default() };
+    let mut stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
+    let mut connections = Connections::open(&stage, 1).unwrap();
+    let before = Snapshot::take(&stage).unwrap();
+    let mut refused = |stage: &Stage, words: &[&str]| {
+        let said = chain(&stage.migrate("dallas").unwrap_err());
+        eprintln!("{said}");
+        assert!(words.iter().all(|words| said.contains(words)), "{said}\n{}", stage.story());
+        stage.settled(LIMIT).unwrap();
+        before.restored(stage, LIMIT, "").unwrap();
+        connections.alive().unwrap();
+    };
+    stage.reconfigure("dallas", "prefix = \"10.2.0.0/24\"", "prefix = \"10.2.0.0/25\"").unwrap();
+    stage.restart_service("dallas").unwrap();
+    refused(
+        &stage,
+        &["is not of the LAN's subnet 10.2.0.0/25; correct its DHCP server or router, or prefix in host.toml"],
+    );
+    stage.reconfigure("dallas", "10.2.0.0/25", "10.2.0.0/24").unwrap();
+    stage.restart_service("dallas").unwrap();
+    drop(stage.lans.pop()); // dallas'
+    refused(&stage, &["no DHCP server answered within 3.5 s"]);
+    connections.end().unwrap();
 }

@@ -5,10 +5,12 @@
 use std::time::Duration;
 
 use lsm_tests::{
-    connections::Connections,
+    connections::move_with_connections,
     distribution::Owner,
+    readiness,
     shell::{LabError, Result, chain, wait_for},
     stage::{Stage, StageOptions, lacking},
+    topology::SPARE_BRIDGE,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -20,57 +22,54 @@ fn stage(owner: Owner, addressing: &str) -> Stage {
     Stage::set(&options, |what| eprintln!("{what}")).unwrap()
 }
 
-/// By hand, before any move: whether networkd loses the address as it is restarted or as it is stopped, all is as it was
-/// before, and it is said who has lost it.
-fn restarted_and_stopped(stage: &Stage) -> Result<()> {
+/// By hand, before any move, with the spare in the LAN where the VM is: whether its owner loses the addresses as it is
+/// restarted or as it is stopped, or never, all is as it was before in the end; and it is said who has lost them.
+fn restarted_and_stopped(stage: &Stage, owner: Owner, unit: &str, addresses: &[&str]) -> Result<()> {
     let (a, b) = (&stage.guest.domain().mac_a, &stage.guest.domain().mac_b);
-    let taps = stage.site("montreal").virsh(&["domiflist", "vm"])?;
-    let tap = taps.lines().find(|line| line.contains(b.as_str())).and_then(|line| line.split_whitespace().next());
-    let tap = tap.unwrap_or_default();
-    let plug = |bridge: &str| stage.topology.ns("montreal").ip(&format!("link set {tap} master {bridge}\n"));
-    plug("br-montreal")?;
-    stage.guest.must(&format!("lsm-guest prepare --old {a} --new {b} --address dhcp"))?;
+    readiness::plug_spare(stage, "br-montreal")?;
+    let addresses: String = addresses.iter().map(|address| format!(" --address {address}")).collect();
+    stage.guest.must(&format!("lsm-guest prepare --old {a} --new {b}{addresses}"))?;
     stage.agent_is(&["prepared"], LIMIT)?;
-    stage.guest.must("systemctl restart systemd-networkd")?;
+    stage.guest.must(&format!("systemctl restart {unit}"))?;
     // Whatever it does about the card it does as it starts.
     std::thread::sleep(Duration::from_secs(3));
     let state = stage.agent_is(&["prepared", "idle"], LIMIT)?;
-    eprintln!("networkd restarted with a prepared vNIC: the guest is {}", state["state"]);
-    if state["state"] == "prepared" {
-        stage.guest.must("systemctl stop systemd-networkd.socket systemd-networkd")?;
-        stage.agent_is(&["idle"], LIMIT)?;
+    eprintln!("{owner:?} restarted with a prepared vNIC: the guest is {}", state["state"]);
+    match (owner, state["state"] == "prepared") {
+        (_, false) => {}
+        // It drops the address as it ends, if not before.
+        (Owner::Networkd, true) => drop(stage.guest.must("systemctl stop systemd-networkd.socket systemd-networkd")?),
+        (Owner::NetworkManager, true) => drop(stage.guest.must("lsm-guest abort")?),
     }
+    stage.agent_is(&["idle"], LIMIT)?;
     let said = stage.guest.must("journalctl --no-pager -u lsm-guest")?;
-    if !said.contains("has lost") {
+    if owner == Owner::Networkd && !said.contains("has lost") {
         return Err(LabError::Other(format!("nobody was told that the address is gone: {said}")));
     }
-    stage.guest.must("systemctl start systemd-networkd")?;
+    stage.guest.must(&format!("systemctl start {unit}"))?;
     // Rules and routes of ours bear their number; whether the card stays up is its owner's matter.
     let ours = "ip -o addr show dev eth1 scope global; (ip rule; ip -6 rule; ip route show table all) | grep -E 'proto 76|lookup 195'";
-    let left = stage.guest.exec(ours)?.stdout;
-    if !left.is_empty() {
-        return Err(LabError::Other(format!("left behind: {left}")));
-    }
+    let mut left = String::new();
+    wait_for("the owner to leave the card", LIMIT, || {
+        left = stage.guest.exec(ours).ok()?.stdout;
+        left.is_empty().then_some(())
+    })
+    .map_err(|error| LabError::Other(format!("{error}; left behind: {left}")))?;
     wait_for("the VM's address", LIMIT, || {
         stage.guest.exec("ip -4 route show default | grep -q eth0").ok().filter(|done| done.status == 0)
     })?;
-    plug("lsm-spare").map(drop)
+    readiness::plug_spare(stage, SPARE_BRIDGE)
 }
 
 /// There: every connection goes on, and the VM has addresses of the new LAN, its owner's doing.
 fn moves(owner: Owner, addressing: &str, unit: &str, families: &[&str]) {
     let stage = stage(owner, addressing);
     let moved = (|| -> Result<()> {
-        if owner == Owner::Networkd {
-            restarted_and_stopped(&stage)?;
-        }
-        let mut connections = Connections::open(&stage, 0)?;
-        stage.migrate("dallas")?;
-        connections.alive()?;
-        stage.agent_is(&["idle"], LIMIT)?;
-        stage.settled(LIMIT)?;
-        connections.alive()?;
-        connections.end()?;
+        let got: Vec<&str> = addressing.split('+').collect();
+        restarted_and_stopped(&stage, owner, unit, &got)?;
+        let direct = readiness::on_a_direct_link(&stage, addressing)?;
+        move_with_connections(&stage, "dallas")?;
+        readiness::compare(&stage, &format!("{addressing} by {owner:?}"), direct, readiness::last(&stage)?);
         let addresses = stage.guest.must("ip -o addr show dev eth1 scope global")?;
         for family in families {
             if !addresses.contains(family) {
@@ -95,31 +94,17 @@ fn moves(owner: Owner, addressing: &str, unit: &str, families: &[&str]) {
         let lans = stage.lans.iter().map(|lan| lan.log()).collect::<String>();
         panic!("{}\n{logs}\n----\n{journals}\n----\n{network}\n----\n{lans}", chain(&error));
     }
-    let log = journal("lsm-guest");
-    // The last of each: the move's.
-    let (asked, got) = (last(&log, "told to prepare"), last(&log, "Obtain done"));
-    let announced = last(&log, "Announce done");
-    eprintln!(
-        "{addressing} by {owner:?}, through the advance tunnel: addresses after {:.2} s, announced after {:.2} s",
-        got - asked,
-        announced - asked
-    );
     let log = journal(unit);
     let [begun, ended] = match owner {
         Owner::Networkd => ["eth0: Gained carrier", "eth0: DHCPv4 address"],
         Owner::NetworkManager => ["(eth0): Activation: starting", "(eth0): Activation: successful"],
     };
-    eprintln!("the same owner at boot, on a direct link: {:.2} s", at(&log, ended) - at(&log, begun));
+    println!("the same owner for the first card at boot, by itself: {:.2} s", at(&log, ended) - at(&log, begun));
 }
 
 /// Seconds since boot of the first line that says this.
 fn at(journal: &str, words: &str) -> f64 {
     seconds(journal.lines().find(|line| line.contains(words)))
-}
-
-/// The same of the last.
-fn last(journal: &str, words: &str) -> f64 {
-    seconds(journal.lines().rev().find(|line| line.contains(words)))
 }
 
 fn seconds(line: Option<&str>) -> f64 {

@@ -5,18 +5,15 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use lsm_tests::{
-    connections::Connections,
+    connections::move_with_connections,
     distribution, needs,
     packages::{Packages, sources},
     shell::{Result, chain, run},
     stage::{Stage, StageOptions, lacking},
 };
-
-const LIMIT: Duration = Duration::from_secs(60);
 
 fn lacking_tools() -> bool {
     let tools = needs::missing(&["/usr/bin/dpkg-deb", "/sbin/mke2fs"], "run tests/install --tests");
@@ -40,13 +37,7 @@ fn debootstrap(packages: &Packages) -> PathBuf {
 fn moves(stage: &Stage) -> Result<()> {
     let check = stage.guest.must("lsm-guest check")?;
     eprintln!("{check}");
-    let mut connections = Connections::open(stage, 0)?;
-    stage.migrate("dallas")?;
-    connections.alive()?;
-    stage.agent_is(&["idle"], LIMIT)?;
-    stage.settled(LIMIT)?;
-    connections.alive()?;
-    connections.end()?;
+    move_with_connections(stage, "dallas")?;
     stage.guest.must("systemctl is-active lsm-guest && lsm-guest check").map(drop)
 }
 
