@@ -75,6 +75,23 @@ impl Scene {
         self.stage.restart_service("dallas").unwrap();
     }
 
+    /// Another VM in montreal, of this LAN by its description.
+    fn one_more(&self, name: &str, lan: &str) -> Guest {
+        let site = self.stage.topology.site("montreal");
+        let mut domain = Domain::new(name, self.stage.guest.domain().image.clone(), site);
+        let lan = format!("lan=\"{lan}\"");
+        domain.metadata = domain.metadata.map(|text| text.replace("lan=\"montreal\"", &lan).replace(":aa:", ":bb:"));
+        (domain.mac_a, domain.mac_b) = (domain.mac_a.replace(":aa:", ":bb:"), domain.mac_b.replace(":aa:", ":bb:"));
+        domain.address = site.address(11);
+        Guest::boot(&domain, &self.stage.sites).unwrap()
+    }
+
+    /// What virsh says, which must not move that one.
+    fn refused_to(&self, name: &str) -> String {
+        let virsh = self.stage.site("montreal").virsh(&["migrate", "--live", name, "qemu+tcp://dallas/system"]);
+        chain(&virsh.unwrap_err())
+    }
+
     fn metadata(&self, text: &str) {
         let site = self.stage.site("montreal");
         site.virsh(&["metadata", "vm", "--live", "--uri", "urn:lsm:1", "--key", "lsm", "--set", text]).unwrap();
@@ -132,14 +149,8 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
     scene.stage.restart_service("montreal").unwrap();
 
     eprintln!("-- a LAN that no host knows");
-    let mut lost = Domain::new("lost", scene.stage.guest.domain().image.clone(), scene.stage.topology.site("montreal"));
-    lost.metadata =
-        lost.metadata.map(|text| text.replace("lan=\"montreal\"", "lan=\"atlantis\"").replace(":aa:", ":bb:"));
-    (lost.mac_a, lost.mac_b) = (lost.mac_a.replace(":aa:", ":bb:"), lost.mac_b.replace(":aa:", ":bb:"));
-    lost.address = scene.stage.topology.site("montreal").address(11);
-    let guest = Guest::boot(&lost, &scene.stage.sites).unwrap();
-    let refused = scene.stage.site("montreal").virsh(&["migrate", "--live", "lost", "qemu+tcp://dallas/system"]);
-    let said = chain(&refused.unwrap_err());
+    let guest = scene.one_more("lost", "atlantis");
+    let said = scene.refused_to("lost");
     assert!(said.contains("host.toml there has no [lan.atlantis], the LAN of vNIC 52:54:00:bb:01:01"), "{said}");
     assert!(said.contains("add it, or correct the VM's metadata"), "{said}");
     assert_eq!(guest.must("echo alive").unwrap(), "alive\n");
@@ -184,8 +195,20 @@ fn what_is_wrong_at_the_hosts_is_said_before_anything_moves() {
         assert!(said.contains(words), "{said}");
     }
 
+    scene.reconfigured("pool = [\"10.2.0.100-10.2.0.199\"]", "pool = [\"10.2.0.100\"]");
     scene.stage.migrate("dallas").unwrap();
     scene.connections.alive().unwrap();
+
+    eprintln!("-- a pool whose last address the first VM has");
+    let guest = scene.one_more("second", "montreal");
+    let said = scene.refused_to("second");
+    assert!(
+        said.contains("the pool of LAN dallas has no free address of 10.2.0.0/24; enlarge [lan.dallas] pool"),
+        "{said}"
+    );
+    assert_eq!(guest.must("echo alive").unwrap(), "alive\n");
+    drop(guest);
+
     scene.connections.end().unwrap();
     scene.stage.settled(LIMIT).unwrap();
 }
