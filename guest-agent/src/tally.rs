@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lsm_protocol::{Counts, forecast::Outcome};
+use lsm_protocol::{Counts, forecast::Outcome, guest::fallback::Progress};
 
 use crate::{
     connections::{Connection, Snapshot, Subflow},
@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     last: HashMap<u32, (Carried, bool)>,
     /// Each connection at the last count: its peer, and whether it had joined.
     outcomes: Vec<Outcome>,
+    /// From the count before the last one to the last.
+    progress: Progress,
 }
 
 impl Tally {
@@ -42,6 +44,7 @@ impl Tally {
         let (old, new) = (&paths.old, &paths.new);
         let mut counts = Counts::default();
         self.outcomes.clear();
+        self.progress = Progress::default();
         let mut seen = HashMap::with_capacity(snapshot.connections.len());
         for connection in &snapshot.connections {
             let on_new = on(connection, new).filter(|s| s.established).max_by_key(|s| carried(s));
@@ -62,6 +65,7 @@ impl Tally {
                 continue;
             };
             counts.joined += 1;
+            self.follow(connection, new, now);
             let was_rtt = on(connection, old).map(|s| u64::from(s.rtt_us)).filter(|rtt| *rtt > 0).min();
             let rtt = u64::from(joined.rtt_us);
             if was_rtt.is_none_or(|was| rtt <= was * EARLY_FACTOR.0 / EARLY_FACTOR.1 + EARLY_SLACK_US) {
@@ -85,6 +89,22 @@ impl Tally {
         }
         self.last = seen;
         counts
+    }
+
+    /// What the two paths have carried for a connection that has joined, since the last count.
+    fn follow(&mut self, connection: &Connection, new: &Plugged, now: Carried) {
+        let Some((last, _)) = self.last.get(&connection.token) else { return };
+        if now.new > last.new {
+            self.progress.carrying += 1;
+        } else if on(connection, new).any(|s| s.unacked > 0) {
+            self.progress.stuck += 1;
+            self.progress.saved += u32::from(now.old > last.old);
+        }
+    }
+
+    /// What became of the paths from one count to the next.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// What became of the announcement, as the last count saw it.
@@ -198,6 +218,27 @@ mod tests {
             assert_eq!(tally.count(&stuck(0), &paths, true).moved, 0, "taken a moment ago");
             assert_eq!(tally.count(&stuck(0), &paths, true).moved, 1, "no room at the peer");
         }
+    }
+
+    #[test]
+    fn a_path_that_acknowledges_nothing_is_told_from_one_that_is_slow_and_from_one_that_is_idle() {
+        let (mut tally, paths) = (Tally::default(), paths());
+        let at = |old, new, unacked| {
+            let mut snapshot = snapshot(&[(1, old, Some(new))]);
+            snapshot.connections[0].subflows[1].unacked = unacked;
+            snapshot
+        };
+        let mut after = |old, new, unacked| {
+            tally.count(&at(old, new, unacked), &paths, true);
+            let Progress { carrying, stuck, saved } = tally.progress();
+            (carrying, stuck, saved)
+        };
+        assert_eq!(after(10, 5, 3), (0, 0, 0), "there was no count before");
+        assert_eq!(after(10, 6, 3), (1, 0, 0), "something is always on its way");
+        assert_eq!(after(10, 6, 0), (0, 0, 0), "all of it has come");
+        assert_eq!(after(10, 6, 3), (0, 1, 0));
+        assert_eq!(after(11, 6, 3), (0, 1, 1), "the old path helps");
+        assert_eq!(after(12, 7, 3), (1, 0, 0));
     }
 
     #[test]

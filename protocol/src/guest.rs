@@ -13,12 +13,15 @@
 //! Programs in the VM may hold the step from Preparing to Prepared back for a while ([`HOLD`]); an arrival does not wait
 //! for them.
 //!
+//! Where the new path is dead at the new site, Switched prefers the old one again until it lives ([`fallback`]).
+//!
 //! A VM may return to the site whose address it still holds ([`returning`]): Switched and Settling are set aside then, and
 //! Undoing leads back to them.
 //!
 //! The point of no return is the old endpoint's withdrawal, in [`Settling`]: it is ordered only when the VM is surely at
 //! the destination and each connection has a subflow on the new address (or the drain policy's time is over).
 
+pub mod fallback;
 pub mod holds;
 mod preparing;
 pub mod returning;
@@ -29,6 +32,8 @@ use alloc::{boxed::Box, vec, vec::Vec};
 use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+use self::fallback::{Fallback, Progress};
 
 use crate::{Counts, Drain, FromGuest, GuestStatus, Mac, MigrationId, Millis, Prepare, Refusal, Side, ToGuest};
 
@@ -131,6 +136,8 @@ pub enum Event {
     /// Of the gateways that are asked, this one has not answered yet. Repeated when it is another's turn.
     Silent(IpAddr),
     Counted(Counts),
+    /// What the same dump tells of the paths. Said before it.
+    Carried(Progress),
     /// The path manager says that subflows came or went: worth a count.
     SubflowsChanged,
     /// The channel to the host was reset under us: in all likelihood the VM has just arrived.
@@ -229,13 +236,13 @@ pub enum Told {
     Sure,
 }
 
-/// The new path is preferred.
+/// The new path is preferred, unless it is dead.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Switched {
     pub plan: Prepare,
     pub counts: Counts,
     pub arrival: Arrival,
-    /// The kernel has confirmed the flip.
+    /// The kernel has confirmed the flip: to the new path, or back to the old one.
     pub confirmed: bool,
     /// Since the arrival, the new LAN has been told and the default route moved.
     pub taken_over: bool,
@@ -254,6 +261,9 @@ pub struct Switched {
     /// What the VM has been told.
     #[serde(default)]
     pub told: Told,
+    /// Whether the new path has to be done without.
+    #[serde(default)]
+    pub fallback: Fallback,
     /// Until the arrival is sure.
     #[serde(default)]
     pub aside: Option<Box<Guest>>,
@@ -500,6 +510,7 @@ impl Guest {
             Guest::Prepared(s) => (s.lease?, "a word from the host"),
             Guest::Switched(s) if s.proving => (s.recount, "an answer from the new LAN's gateway"),
             Guest::Switched(s) if !s.stands() => (s.recount, "the kernel to take the flip"),
+            Guest::Switched(s) if s.has_fallen_back() => (s.recount, "the new path to carry data again"),
             Guest::Switched(Switched { recount, stragglers: Some(s), .. }) => {
                 (s.invite.min(*recount), "those who have not joined to join or to close")
             }
@@ -547,7 +558,7 @@ impl Guest {
     /// The new path is preferred, and the VM where it is the direct one, as far as is known.
     pub fn has_arrived(&self) -> bool {
         match self {
-            Guest::Switched(s) => s.confirmed && s.arrival > Arrival::No,
+            Guest::Switched(s) => s.confirmed && s.arrival > Arrival::No && !s.has_fallen_back(),
             Guest::Settling(_) => true,
             _ => false,
         }
@@ -577,6 +588,7 @@ impl Guest {
             Guest::Idle { .. } => "idle",
             Guest::Preparing(_) => "preparing",
             Guest::Prepared(_) => "prepared",
+            Guest::Switched(s) if s.has_fallen_back() => "fallen back",
             Guest::Switched(s) if s.arrival == Arrival::No => "switched early",
             Guest::Switched(_) => "switched",
             Guest::Settling(_) => "settling",

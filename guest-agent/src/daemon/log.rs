@@ -1,6 +1,9 @@
 //! The machine's states and events in words.
 
-use lsm_protocol::{Side, ToGuest, guest::Event};
+use lsm_protocol::{
+    Side, ToGuest,
+    guest::{Event, Guest, fallback::Progress},
+};
 
 use super::Daemon;
 
@@ -17,6 +20,13 @@ impl Daemon {
         }
         let migration = guest.migration().map(|m| m.to_string());
         let counts = guest.status().counts;
+        if guest.name() != was && matches!(guest, Guest::Switched(s) if s.has_fallen_back()) {
+            tracing::warn!(
+                why,
+                migration,
+                "nothing gets through by the new LAN: the old path is used until something does; look at the new LAN's gateway and its way to the clients"
+            );
+        }
         tracing::info!(
             from = was,
             to = guest.name(),
@@ -51,6 +61,12 @@ pub(super) fn summary(event: &Event) -> String {
         Event::Lost(why) => format!("an address is lost: {why}"),
         Event::Silent(gateway) => format!("{gateway} has not answered yet"),
         Event::Counted(_) => "connections counted".to_owned(),
+        Event::Carried(progress) => {
+            let Progress { carrying, stuck, saved } = progress;
+            format!(
+                "the new path carries data for {carrying} connections and none for {stuck}, the old one for {saved} of those"
+            )
+        }
         Event::SubflowsChanged => "subflows changed".to_owned(),
         Event::TransportReset => "the host's channel was reset".to_owned(),
         Event::Deadline => "the deadline came".to_owned(),

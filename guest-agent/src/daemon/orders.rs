@@ -66,38 +66,21 @@ impl Daemon {
         }
     }
 
-    async fn carry_out(&mut self, order: Order) -> Option<Event> {
-        match order {
+    async fn carry_out(&mut self, order: Order) -> Vec<Event> {
+        let event = match order {
             Order::Do(step) => {
                 if step == Step::Obtain {
-                    return self.begin_obtaining().await;
-                }
-                if step == Step::ProbeGateway {
+                    self.begin_obtaining().await
+                } else if step == Step::ProbeGateway {
                     self.probe_gateway();
-                    return None;
-                }
-                if step == Step::ReleaseOld && self.release.put_off(self.old_is_owned()) {
-                    return None;
-                }
-                Some(self.do_step(step).await)
-            }
-            Order::Count => {
-                let paths = self.record.paths()?;
-                let arrived = self.record.guest.has_arrived();
-                let begun = std::time::Instant::now();
-                let snapshot = self.kernel.diag.snapshot();
-                self.counting.set(begun.elapsed());
-                match snapshot {
-                    Ok(snapshot) => {
-                        self.account_for(&snapshot, &paths);
-                        Some(Event::Counted(self.tally.count(&snapshot, &paths, arrived)))
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
-                        None
-                    }
+                    None
+                } else if step == Step::ReleaseOld && self.release.put_off(self.old_is_owned()) {
+                    None
+                } else {
+                    Some(self.do_step(step).await)
                 }
             }
+            Order::Count => return self.count(),
             Order::Learn => {
                 self.record.evidence.learn(now(), self.tally.outcomes());
                 if let Err(error) = self.record.save_evidence() {
@@ -110,6 +93,27 @@ impl Daemon {
                 None
             }
             Order::Notify(notice) => self.notify(notice),
+        };
+        event.into_iter().collect()
+    }
+
+    /// One dump, told twice: what became of the paths since the last, and how many connections are where.
+    fn count(&mut self) -> Vec<Event> {
+        let Some(paths) = self.record.paths() else { return Vec::new() };
+        let arrived = self.record.guest.has_arrived();
+        let begun = std::time::Instant::now();
+        let snapshot = self.kernel.diag.snapshot();
+        self.counting.set(begun.elapsed());
+        match snapshot {
+            Ok(snapshot) => {
+                self.account_for(&snapshot, &paths);
+                let counts = self.tally.count(&snapshot, &paths, arrived);
+                vec![Event::Carried(self.tally.progress()), Event::Counted(counts)]
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot count the connections; trying again on schedule");
+                Vec::new()
+            }
         }
     }
 

@@ -96,7 +96,7 @@ fn gets_on(what: &str, talkers: &[&(Talker, Talker)]) {
     until(what, || (data() > start + 10_000).then_some(()));
 }
 
-fn end(talkers: Vec<(Talker, Talker)>) {
+pub(crate) fn end(talkers: Vec<(Talker, Talker)>) {
     talkers.iter().for_each(|(ours, theirs)| {
         ours.stop();
         theirs.stop();

@@ -11,6 +11,7 @@ mod answers;
 mod bus;
 mod clients;
 mod everyone;
+mod fallback;
 mod families;
 mod farewell;
 mod leaving;

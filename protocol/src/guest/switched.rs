@@ -4,7 +4,9 @@ use alloc::{vec, vec::Vec};
 
 use super::{
     Arrival, DRAIN, Event, GATEWAY, Guest, INVITE, INVITE_MAX, Leaving, Notice, Order, Prepared, RECOUNT, RECOUNT_MAX,
-    RETRY, Settling, Step, Stragglers, Switched, Told, Undoing, returning::is_way_back,
+    RETRY, Settling, Step, Stragglers, Switched, Told, Undoing,
+    fallback::{Fallback, Progress},
+    returning::is_way_back,
 };
 use crate::{Counts, Drain, FromGuest, MigrationId, Millis, Refusal, Side, ToGuest};
 
@@ -27,6 +29,7 @@ impl Prepared {
             cut: None,
             stragglers: None,
             told: Told::Nothing,
+            fallback: Fallback::default(),
             plan: self.plan,
             // What is surely there does not go back.
             aside: self.aside.filter(|_| arrival < Arrival::Sure),
@@ -48,6 +51,7 @@ impl Switched {
     fn tell(&mut self) -> Option<Order> {
         let told = match (self.confirmed, self.arrival) {
             (false, _) => Told::Nothing,
+            (true, _) if self.has_fallen_back() => Told::Nothing,
             (true, Arrival::Sure) if self.stands() => Told::Sure,
             (true, _) => Told::Flipped,
         };
@@ -60,7 +64,7 @@ impl Switched {
 
     fn step(mut self, now: Millis, event: Event) -> (Guest, Vec<Order>) {
         match event {
-            Event::Done(Step::Prefer(Side::New)) => {
+            Event::Done(Step::Prefer(side)) if side == self.fallback.side() => {
                 self.confirmed = true;
                 self.recount = now + self.pause;
                 let answer = self.answer();
@@ -103,6 +107,10 @@ impl Switched {
                 (Guest::Switched(self), vec![Order::Count])
             }
             Event::SubflowsChanged => (Guest::Switched(self), vec![Order::Count]),
+            Event::Carried(progress) => {
+                let orders = self.judge(now, progress);
+                (Guest::Switched(self), orders)
+            }
             Event::Counted(counts) => {
                 self.counts = counts;
                 self.stragglers = Stragglers::after(now, self.stragglers, counts);
@@ -119,6 +127,10 @@ impl Switched {
                 orders.extend(answer);
                 (state, orders)
             }
+            Event::Told(ToGuest::Switch { to: Side::New, .. }) if self.has_fallen_back() => {
+                let orders = self.insist(now);
+                (Guest::Switched(self), orders)
+            }
             Event::Told(ToGuest::Switch { to: Side::New, .. } | ToGuest::Arrived { .. }) => {
                 let answer = self.confirmed.then(|| self.answer());
                 (Guest::Switched(self), answer.into_iter().collect())
@@ -127,10 +139,12 @@ impl Switched {
                 let known = self.arrival > Arrival::No;
                 self.plan.drain = Drain::For(0);
                 self.cut = Some(now);
+                let insisted = self.insist(now);
                 let (state, mut orders) = self.arrive(now, Arrival::Sure);
                 if known {
                     orders.clear();
                 }
+                orders.extend(insisted);
                 orders.push(Order::Count);
                 (state, orders)
             }
@@ -149,8 +163,9 @@ impl Switched {
             Event::Told(ToGuest::Settle { cut: true, .. }) => {
                 self.plan.drain = Drain::For(0);
                 self.cut = Some(now);
-                let answer = self.answer();
-                (Guest::Switched(self), vec![Order::Count, answer])
+                let mut orders = self.insist(now);
+                orders.extend([Order::Count, self.answer()]);
+                (Guest::Switched(self), orders)
             }
             Event::Told(ToGuest::Prepare(_) | ToGuest::KeepAlive { .. }) => {
                 // The source still speaks. If we took its service's restart for the arrival, we know better now.
@@ -190,7 +205,12 @@ impl Switched {
 
     fn answer(&self) -> Order {
         let migration = self.plan.migration;
-        Order::Reply(FromGuest::Switched { migration, to: Side::New, counts: self.counts })
+        Order::Reply(FromGuest::Switched { migration, to: self.fallback.side(), counts: self.counts })
+    }
+
+    /// The new path is dead, and the old one preferred.
+    pub fn has_fallen_back(&self) -> bool {
+        self.fallback.side() == Side::Old
     }
 
     /// All that the kernel is to do for the flip is done.
@@ -199,7 +219,7 @@ impl Switched {
     }
 
     fn missing(&self) -> Vec<Order> {
-        let flip = (!self.confirmed).then_some(Order::Do(Step::Prefer(Side::New)));
+        let flip = (!self.confirmed).then_some(Order::Do(Step::Prefer(self.fallback.side())));
         let take_over = (self.arrival > Arrival::No && !self.taken_over).then_some(Order::Do(Step::TakeOver));
         flip.into_iter().chain(take_over).collect()
     }
@@ -214,6 +234,28 @@ impl Switched {
         self.recount = now + RETRY;
         self.pause = RECOUNT;
         (Guest::Switched(self.cut_from(now)), vec![])
+    }
+
+    /// The path that is to be used after this count, if it is the other one. What the advance tunnel does before the
+    /// arrival is not judged, it is as good as the hosts; nor is anything where the old path is not to be kept at all.
+    fn judge(&mut self, now: Millis, progress: Progress) -> Vec<Order> {
+        let judges = self.arrival > Arrival::No && self.confirmed && self.plan.drain != Drain::For(0);
+        if judges && self.fallback.judge(now, progress) { self.change_path(now) } else { vec![] }
+    }
+
+    /// The operator wants the new path, dead or not.
+    fn insist(&mut self, now: Millis) -> Vec<Order> {
+        if self.fallback.rise() { self.change_path(now) } else { vec![] }
+    }
+
+    /// It is no other site: whoever was told that the VM has moved is not told that it has not.
+    fn change_path(&mut self, now: Millis) -> Vec<Order> {
+        let to = self.fallback.side();
+        self.confirmed = false;
+        self.recount = now + RETRY;
+        self.pause = RECOUNT;
+        let told = (self.told > Told::Nothing).then_some(Order::Notify(Notice::Switched { to, sure: false }));
+        [Order::Do(Step::Prefer(to))].into_iter().chain(told).collect()
     }
 
     /// The lease begins anew, where there is one.
@@ -233,7 +275,9 @@ impl Switched {
     fn settle(self, now: Millis) -> (Guest, Vec<Order>) {
         let moved = self.counts.waiting == 0 && self.counts.moved >= self.counts.joined;
         let cut = self.cut.is_some_and(|at| now >= at);
-        if self.arrival < Arrival::Sure || !self.stands() || !(moved || cut) {
+        // In doubt the old path stays, whatever the policy's time; an operator who gives it up has seen to that.
+        let doubtful = self.fallback.is_in_doubt() && self.plan.drain != Drain::For(0);
+        if self.arrival < Arrival::Sure || !self.stands() || doubtful || !(moved || cut) {
             return (Guest::Switched(self), vec![]);
         }
         let Switched { plan, counts, cut, .. } = self;

@@ -199,6 +199,8 @@ impl Account {
             Announce, Invite, LowerPath, Obtain, Prefer, ProbeGateway, RaisePath, Reannounce, ReleaseOld, TakeOver,
             Withdraw,
         };
+        // Of a move that has happened the old path is a part.
+        let has_fallen_back = matches!(guest, Guest::Switched(_));
         self.mark(
             now,
             match step {
@@ -209,6 +211,7 @@ impl Account {
                 Reannounce => "announcing it again",
                 Invite => "inviting stragglers",
                 Prefer(Side::New) => "switching",
+                Prefer(Side::Old) if has_fallen_back => "falling back",
                 Prefer(Side::Old) => "switching back",
                 TakeOver => "telling the new LAN",
                 Withdraw(Side::Old) => "withdrawing the old address",
@@ -222,7 +225,7 @@ impl Account {
                 self.rtt_before = median(self.known.values().map(|known| known.rtt));
                 self.switched = true;
             }
-            Prefer(Side::Old) => self.switched = false,
+            Prefer(Side::Old) if !has_fallen_back => self.switched = false,
             Withdraw(Side::Old) if matches!(guest, Guest::Settling(_)) => {
                 self.cut(|why| matches!(why, Obstacle::NotJoined { .. } | Obstacle::Full));
             }

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use lsm_protocol::{
     Counts, Drain, FromGuest, Join, Millis, Prepare, Refusal, Side, ToGuest,
-    guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Settling, Step},
+    guest::{Arrival, Ended, Event, Guest, HOLD, Leaving, Notice, Order, Settling, Step, Switched, fallback::Fallback},
 };
 
 use crate::world::{
     BEFORE, FOREIGN, LEASE, OURS, START, elsewhere,
     explore::{Explored, Node, explore, most_states},
     holding,
-    kernel::{Kernel, Truth},
+    kernel::{Found, Kernel, Truth},
     offer, relative,
 };
 
@@ -71,6 +71,40 @@ impl InGuest {
         let (disk, kernel) = (machine.clone(), Kernel::holding());
         let truth = Truth { drain, held: true, ..Truth::default() };
         InGuest { machine, disk, kernel, truth, ..InGuest::new(handle, drain, to_the_end) }
+    }
+
+    /// At the destination, where the new path is dead.
+    fn fallen_back(handle: Handle, drain: Drain, to_the_end: bool) -> Result<InGuest, String> {
+        let migration = OURS;
+        let mut at = InGuest::new(handle, drain, to_the_end);
+        for told in [
+            ToGuest::Prepare(at.plan(false)),
+            ToGuest::Switch { migration, to: Side::New },
+            ToGuest::Arrived { migration },
+        ] {
+            at.truth.there = matches!(told, ToGuest::Arrived { .. });
+            at = at.feed(Event::Told(told))?.at_rest()?;
+        }
+        while !matches!(&at.machine, Guest::Switched(s) if s.has_fallen_back()) {
+            at = at.deadline()?.at_rest()?;
+        }
+        Ok(at)
+    }
+
+    /// When all is carried out, and every count finds the new path dead.
+    fn at_rest(self) -> Result<InGuest, String> {
+        let mut at = self;
+        loop {
+            at = if !at.orders.is_empty() {
+                at.perform(true, Found::Dead)?
+            } else if let Some(event) = at.events.pop_front() {
+                at.feed(event)?
+            } else if at.probing {
+                at.probed(true)?
+            } else {
+                return Ok(at);
+            };
+        }
     }
 
     fn is_before(&self) -> bool {
@@ -139,7 +173,7 @@ impl InGuest {
     }
 
     /// The next order carried out, or failed at.
-    fn perform(mut self, works: bool, moved: bool) -> Result<Self, String> {
+    fn perform(mut self, works: bool, found: Found) -> Result<Self, String> {
         self.truth.cut = self.released
             || match (self.truth.drain, self.sure) {
                 (Drain::For(time), Some(since)) => self.now >= since + time,
@@ -157,7 +191,7 @@ impl InGuest {
                 let event = self.kernel.perform(step, works, &self.truth)?;
                 self.events.push_back(event);
             }
-            Some(Order::Count) => self.events.push_back(Event::Counted(self.kernel.count(&self.truth, moved))),
+            Some(Order::Count) => self.events.extend(self.kernel.counted(&self.truth, found)),
             Some(Order::Reply(reply)) => self.replies.push(reply),
             Some(Order::Notify(_) | Order::Learn) | None => {}
         }
@@ -239,7 +273,7 @@ impl InGuest {
         (at.truth.straggler, at.truth.legacy, at.truth.held) = (false, false, false);
         for _ in 0..200 {
             at = if !at.orders.is_empty() {
-                at.perform(true, true)?
+                at.perform(true, Found::Moved)?
             } else if let Some(event) = at.events.pop_front() {
                 at.feed(event)?
             } else if at.probing {
@@ -293,11 +327,16 @@ impl Node for InGuest {
         let mut next = Vec::new();
         let mut add = |name: String, result| next.push((name, result));
         if let Some(order) = self.orders.front() {
-            add(format!("{order:?}"), self.clone().perform(true, true));
+            add(format!("{order:?}"), self.clone().perform(true, Found::Moved));
             match order {
                 Order::Do(Step::ProbeGateway) | Order::Reply(_) | Order::Notify(_) | Order::Learn => {}
-                Order::Do(step) => add(format!("{step:?} fails"), self.clone().perform(false, false)),
-                Order::Count => add("Count finds none moved".to_owned(), self.clone().perform(true, false)),
+                Order::Do(step) => add(format!("{step:?} fails"), self.clone().perform(false, Found::Idle)),
+                Order::Count => {
+                    add("Count finds none moved".to_owned(), self.clone().perform(true, Found::Idle));
+                    if matches!(&self.machine, Guest::Switched(s) if s.arrival > Arrival::No) {
+                        add("Count finds the new path dead".to_owned(), self.clone().perform(true, Found::Dead));
+                    }
+                }
             }
             add("the agent dies".to_owned(), self.clone().restart());
             return next;
@@ -389,6 +428,26 @@ fn try_all_holding(handle: Handle, to_the_end: bool) -> Result<Explored, String>
     explore(vec![root], 60, most_states(100_000))
 }
 
+fn try_all_fallen_back(handle: Handle, to_the_end: bool) -> Result<Explored, String> {
+    let root = |drain| {
+        let fallen = InGuest::fallen_back(Guest::handle, drain, to_the_end)?;
+        Ok::<_, String>((format!("fallen back, drain {drain:?}"), InGuest { handle, ..fallen }))
+    };
+    let drains = [Drain::UntilIdle, Drain::For(CUT)];
+    explore(drains.into_iter().map(root).collect::<Result<_, _>>()?, 60, most_states(100_000))
+}
+
+#[test]
+fn while_the_new_path_is_dead_the_old_one_stays_and_afterwards_the_move_ends() {
+    match try_all_fallen_back(Guest::handle, true) {
+        Ok(explored) => {
+            println!("guest that has fallen back: {explored}");
+            assert!(explored.depth >= 6 || explored.whole);
+        }
+        Err(story) => panic!("{story}"),
+    }
+}
+
 #[test]
 fn a_usable_path_always_exists() {
     const { assert!(LEASE > CUT) };
@@ -472,6 +531,22 @@ fn a_forgotten_straggler_is_noticed() {
         },
         "gives up the old path while a connection has no other",
     );
+}
+
+#[test]
+fn a_withdrawal_after_falling_back_is_noticed() {
+    let story = try_all_fallen_back(
+        |machine, now, event| match (machine, event) {
+            (Guest::Switched(s), Event::Counted(counts)) if s.has_fallen_back() => {
+                let forgetful = Switched { fallback: Fallback::default(), ..s };
+                Guest::Switched(forgetful).handle(now, Event::Counted(counts))
+            }
+            (machine, event) => machine.handle(now, event),
+        },
+        false,
+    );
+    let story = story.expect_err("it is withdrawn");
+    assert!(story.contains("Withdraw(Old): gives up the path in use"), "{story}");
 }
 
 #[test]

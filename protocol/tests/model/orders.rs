@@ -281,6 +281,7 @@ pub fn scenarios() -> Vec<Scenario> {
         cut: None,
         straggler: None,
         legacy: None,
+        dead: None,
         held: None,
     };
     let mut scenarios = Vec::new();

@@ -9,8 +9,15 @@ use lsm_protocol::{
 
 use crate::{
     run::{Host, Run, What, Who},
-    world::{BEFORE, OURS, hosts::Vm, kernel::Kernel},
+    world::{
+        BEFORE, OURS,
+        hosts::Vm,
+        kernel::{Found, Kernel},
+    },
 };
+
+/// A path may die between the last count and the withdrawal: the drain, and the count after it.
+const DEAD_UNSEEN: Millis = 2_500;
 
 #[derive(Clone, Debug)]
 pub struct GuestSide {
@@ -120,7 +127,7 @@ impl Run {
         }
     }
 
-    fn in_kernel(&mut self, order: Order) -> Result<Option<Event>, String> {
+    fn in_kernel(&mut self, order: Order) -> Result<Vec<Event>, String> {
         self.truth.there = self.vm == Vm::AtDestination;
         self.truth.cut = self.released
             || match (self.offer.drain, self.guest.sure) {
@@ -143,28 +150,37 @@ impl Run {
                     self.guest.kernel.gateway_answered = true;
                     self.after(wait, What::InGuest(self.guest.life, Event::Done(Step::ProbeGateway)));
                 }
-                Ok(None)
+                Ok(vec![])
             }
             Order::Do(step) if before => {
                 let event = self.guest.kernel.perform_before(step, works, &self.truth)?;
                 self.log.push(format!("       guest, before: {event:?}"));
-                Ok(Some(event))
+                Ok(vec![event])
             }
             Order::Do(step) => {
+                if step == Step::Withdraw(Side::Old) && self.dead_for() > DEAD_UNSEEN && !self.truth.cut {
+                    return Err("gives up the old path while the new one is dead".to_owned());
+                }
                 let event = self.guest.kernel.perform(step, works, &self.truth)?;
                 if matches!(step, Step::Announce | Step::Reannounce | Step::Invite | Step::Withdraw(_)) {
                     let wait = self.chance.between(1, 200);
                     self.after(wait, What::InGuest(self.guest.life, Event::SubflowsChanged));
                 }
                 self.log.push(format!("       guest: {event:?}"));
-                Ok(Some(event))
+                Ok(vec![event])
             }
-            Order::Learn | Order::Notify(_) => Ok(None),
-            Order::Count if !works => Ok(None), // the dump failed
-            Order::Count if before => Ok(Some(Event::Counted(Kernel::count_before(&self.truth)))),
+            Order::Learn | Order::Notify(_) => Ok(vec![]),
+            Order::Count if !works => Ok(vec![]), // the dump failed
+            Order::Count if before => Ok(vec![Event::Counted(Kernel::count_before(&self.truth))]),
             Order::Count => {
-                let moved = self.healthy || self.chance.in_thousand(600);
-                Ok(Some(Event::Counted(self.guest.kernel.count(&self.truth, moved))))
+                let found = if self.is_new_dead() {
+                    Found::Dead
+                } else if self.healthy || self.chance.in_thousand(600) {
+                    Found::Moved
+                } else {
+                    Found::Idle
+                };
+                Ok(self.guest.kernel.counted(&self.truth, found).into())
             }
             Order::Reply(reply) => {
                 self.guest.settled |= matches!(reply, FromGuest::Settled { migration: OURS });
@@ -174,7 +190,7 @@ impl Run {
                 };
                 self.log.push(format!("       guest says {reply:?}"));
                 self.send(What::FromGuest(host, reply));
-                Ok(None)
+                Ok(vec![])
             }
         }
     }

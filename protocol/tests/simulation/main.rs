@@ -186,3 +186,24 @@ fn a_livelock_is_noticed() {
     };
     noticed(Machines { source, destination, ..Machines::default() }, "goes round in circles");
 }
+
+#[test]
+fn a_dead_path_that_is_kept_to_is_noticed() {
+    let guest = |machine: Guest, now, event| match event {
+        guest::Event::Carried(_) => (machine, vec![]),
+        event => machine.handle(now, event),
+    };
+    noticed(Machines { guest, ..Machines::default() }, "no usable path");
+}
+
+#[test]
+fn a_dead_path_that_is_taken_for_a_live_one_is_noticed() {
+    let guest = |machine: Guest, now, event| match (machine, event) {
+        (Guest::Switched(s), guest::Event::Counted(counts)) if !s.has_fallen_back() && counts.waiting == 0 => {
+            let credulous = Switched { fallback: Default::default(), ..s };
+            Guest::Switched(credulous).handle(now, guest::Event::Counted(Counts { moved: counts.joined, ..counts }))
+        }
+        (machine, event) => machine.handle(now, event),
+    };
+    noticed(Machines { guest, ..Machines::default() }, "gives up the old path while the new one is dead");
+}

@@ -79,6 +79,8 @@ pub enum Who {
 
 /// How long it may be dark while a service is down or an event is on its way: then the clients only stall.
 const DARK: Millis = 6_000;
+/// A new path that dies is noticed after this at the latest, though the agent dies in between and the kernel refuses.
+const DEAD_NOTICED: Millis = 9_000;
 /// Faults end after this.
 const TROUBLE: Millis = 45_000;
 /// By then everything is over: the longest lease, and what must be said again after it.
@@ -297,6 +299,17 @@ impl Run {
         !self.healthy && self.scenario.cut.is_some_and(|(from, to)| since >= from && since < to)
     }
 
+    /// How long the clients have not reached the new LAN; 0 where they do.
+    pub fn dead_for(&self) -> Millis {
+        let since = self.now - START;
+        let dead = self.scenario.dead.filter(|(from, to)| !self.healthy && since >= *from && since < *to);
+        dead.map_or(0, |(from, _)| since - from + 1)
+    }
+
+    pub fn is_new_dead(&self) -> bool {
+        self.dead_for() > 0 && self.vm == Vm::AtDestination
+    }
+
     /// A message on its way between the hosts, or between a host and the guest: lost, late, or twice. The same kind is
     /// not lost twice in a row: what is silent for longer than a lease is a cut, which the scenario has.
     pub fn send(&mut self, what: What) {
@@ -379,7 +392,8 @@ impl Run {
             return Ok(());
         }
         let since = *self.dark_since.get_or_insert(self.now);
-        if self.now - since > DARK {
+        let noticed = if self.scenario.dead.is_some() { DEAD_NOTICED } else { 0 };
+        if self.now - since > DARK + noticed {
             return Err(format!("no usable path since {}: {}", since - START, self.states()));
         }
         Ok(())
@@ -397,13 +411,16 @@ impl Run {
             return false;
         }
         let old_stands = !kernel.old_withdrawn && !kernel.old_released;
-        let new_stands = kernel.new_up && kernel.announced;
+        let given_up = kernel.old_withdrawn || self.truth.cut; // before it died, or by whoever wanted it so
+        let new_stands = kernel.new_up && kernel.announced && (!self.is_new_dead() || given_up);
         match self.vm {
             Vm::AtSource => old_stands && !source.diverted || new_stands && tunnel,
             Vm::AtDestination => {
                 // Who never joins has the old path until the operator ends it.
                 let ended = self.released && self.offer.join == Join::Never;
-                old_stands && source.home && destination.home || new_stands || ended
+                let old_stands = old_stands && source.home && destination.home;
+                let in_use = !self.is_new_dead() || kernel.preferred == Side::Old;
+                old_stands && in_use || new_stands || ended
             }
             Vm::Paused | Vm::Dead => true,
         }

@@ -45,6 +45,8 @@ pub struct Scenario {
     pub cut: Option<(Millis, Millis)>,
     pub straggler: Option<Millis>,
     pub legacy: Option<Millis>,
+    /// The clients do not reach the new LAN from, to.
+    pub dead: Option<(Millis, Millis)>,
     /// The VM goes back to where its address is held; until when a connection needs that.
     pub held: Option<Millis>,
 }
@@ -95,6 +97,7 @@ impl Scenario {
             cut,
             straggler: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
             legacy: chance.in_thousand(300).then(|| chance.between(0, 30_000)),
+            dead: None,
             held: None,
         };
         // The last draws: what every seed stood for before, it stands for still.
@@ -104,6 +107,10 @@ impl Scenario {
         let outlived = scenario.cut.is_some_and(|(from, to)| to - from > LEASE / 2);
         if scenario.join == Join::Never || outlived {
             scenario.held = None;
+        }
+        if scenario.fate == Fate::Arrives && chance.in_thousand(300) {
+            let from = scenario.copy + chance.between(0, 3_000);
+            scenario.dead = Some((from, from + chance.between(1_000, 30_000)));
         }
         scenario
     }

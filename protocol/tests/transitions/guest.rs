@@ -1,6 +1,6 @@
 use lsm_protocol::{
     Addressing, Counts, Drain, Join, Mac, Millis, Prepare, Refusal, Side, ToGuest, V4, V6,
-    guest::{Deadline, Event, Guest, Order, Step},
+    guest::{Deadline, Event, Guest, Order, Step, fallback::Progress},
 };
 
 use crate::{
@@ -29,6 +29,10 @@ const ALL: Counts = Counts { joined: 2, waiting: 0, moved: 0, legacy: 0, early: 
 const ONE: Counts = Counts { joined: 1, waiting: 1, moved: 0, legacy: 0, early: 1 };
 const MOVED: Counts = Counts { moved: 2, ..ALL };
 const LEGACY: Counts = Counts { legacy: 1, ..MOVED };
+
+const DEAD: Progress = Progress { carrying: 0, stuck: 1, saved: 0 };
+const SAVED: Progress = Progress { saved: 1, ..DEAD };
+const ALIVE: Progress = Progress { carrying: 1, stuck: 0, saved: 0 };
 
 fn plan(arrived: bool) -> Prepare {
     offer(Join::Before, Drain::UntilIdle).prepare(arrived)
@@ -74,6 +78,7 @@ fn events() -> Vec<Event> {
     events.extend(steps.map(Event::Done));
     events.extend(steps.map(|step| Event::Failed(step, Refusal::PathManager("no".to_owned()))));
     events.extend([ALL, ONE, MOVED, LEGACY].map(Event::Counted));
+    events.extend([DEAD, SAVED, ALIVE].map(Event::Carried));
     events.extend([Event::SubflowsChanged, Event::TransportReset, Event::Deadline, Event::Restarted]);
     events.push(Event::Lost(Refusal::NoAddress { mac: Mac([2; 6]), detail: "gone".to_owned() }));
     events.extend([START + 2_000, 0].map(|until| Event::Held { until }));
@@ -95,6 +100,11 @@ fn rows() -> Vec<Row<Guest>> {
     let over = [guessed.clone(), vec![Event::Done(Step::TakeOver)]].concat();
     let sure = [over.clone(), vec![Event::Told(ToGuest::Arrived { migration })]].concat();
     let left = [sure.clone(), vec![Event::Counted(ONE)]].concat();
+    let doubtful =
+        [sure.clone(), vec![Event::Carried(DEAD), Event::Deadline, Event::Deadline, Event::Deadline]].concat();
+    let given_up = [doubtful.clone(), vec![Event::Deadline; 2], vec![Event::Carried(DEAD)]].concat();
+    let fallen = [given_up.clone(), vec![Event::Done(Step::Prefer(Side::Old))]].concat();
+    let saved = [fallen.clone(), vec![Event::Carried(SAVED)]].concat();
     let back = [sure.clone(), vec![Event::Told(ToGuest::Switch { migration, to: Side::Old })]].concat();
     let draining = [sure.clone(), vec![Event::Counted(LEGACY)]].concat();
     let landed = [draining.clone(), vec![Event::Deadline]].concat();
@@ -131,6 +141,10 @@ fn rows() -> Vec<Row<Guest>> {
             "switched, the straggler invited",
             [left, vec![Event::Deadline, Event::Deadline, Event::Deadline]].concat(),
         ),
+        row("switched, the new path in doubt", doubtful),
+        row("fallen back, the kernel not yet", given_up),
+        row("fallen back", fallen),
+        row("fallen back, the old path carries data", saved),
         row("switched back after arrival", back),
         row("draining", draining),
         row("drained, counting", landed),

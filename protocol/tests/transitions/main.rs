@@ -8,7 +8,10 @@ mod world;
 
 use std::fmt::Debug;
 
-use lsm_protocol::{Drain, Join, Millis, guest::Deadline};
+use lsm_protocol::{
+    Drain, Join, Millis,
+    guest::{Deadline, fallback::Fallback},
+};
 
 use world::{BEFORE, FOREIGN, OURS, START, brief, holding, offer, relative};
 
@@ -66,6 +69,7 @@ fn short(of: &impl Debug, now: Millis) -> String {
     });
     let text = text
         .replace(", aside: None", "")
+        .replace(&format!(", fallback: {:?}", Fallback::default()), "")
         .replace(", aside: false", "")
         .replace("counts: Counts { }", "no counts")
         .replace("Counts { }", "none")

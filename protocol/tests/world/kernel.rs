@@ -2,7 +2,7 @@
 
 use lsm_protocol::{
     Counts, Drain, Refusal, Side,
-    guest::{Event, Step},
+    guest::{Event, Step, fallback::Progress},
 };
 
 /// What is true whatever the machine believes.
@@ -28,6 +28,17 @@ impl Default for Truth {
         let drain = Drain::UntilIdle;
         Truth { there: false, straggler: false, legacy: false, drain, cut: false, held: false, held_cut: false }
     }
+}
+
+/// What a count finds of the connection that joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Data went by the new path.
+    Moved,
+    /// It has nothing to say.
+    Idle,
+    /// Nothing gets through on the new path; on the old one it does where that is preferred.
+    Dead,
 }
 
 /// Addresses, endpoints and routes.
@@ -165,6 +176,19 @@ impl Kernel {
             Step::ReleaseOld if self.default_route == Side::Old => Err("gives up the vNIC of the default route"),
             _ => Ok(()),
         }
+    }
+
+    /// What the agent makes of one dump.
+    pub fn counted(&self, truth: &Truth, found: Found) -> [Event; 2] {
+        let joined = u32::from(self.announced);
+        let progress = match found {
+            Found::Moved => Progress { carrying: joined, ..Progress::default() },
+            Found::Idle => Progress::default(),
+            Found::Dead => {
+                Progress { stuck: joined, saved: joined * u32::from(self.preferred == Side::Old), carrying: 0 }
+            }
+        };
+        [Event::Carried(progress), Event::Counted(self.count(truth, found == Found::Moved))]
     }
 
     /// What a count finds, of one connection that joins and the straggler; `moved` if data went by the new path.
