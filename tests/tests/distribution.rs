@@ -99,7 +99,11 @@ fn moves(owner: Owner, addressing: &str, unit: &str, families: &[&str]) {
         Owner::Networkd => ["eth0: Gained carrier", "eth0: DHCPv4 address"],
         Owner::NetworkManager => ["(eth0): Activation: starting", "(eth0): Activation: successful"],
     };
-    println!("the same owner for the first card at boot, by itself: {:.2} s", at(&log, ended) - at(&log, begun));
+    let what = if owner == Owner::Networkd { "IPv4 alone" } else { "both families" };
+    println!(
+        "the same owner for the first card at boot, by itself, {what}: {:.2} s",
+        at(&log, ended) - at(&log, begun)
+    );
 }
 
 /// Seconds since boot of the first line that says this.
@@ -113,9 +117,9 @@ fn seconds(line: Option<&str>) -> f64 {
 }
 
 #[test]
-fn dhcp_by_networkd() {
+fn dhcp_and_slaac_by_networkd() {
     if !lacking() {
-        moves(Owner::Networkd, "dhcp", "systemd-networkd", &["inet 10.2.0."]);
+        moves(Owner::Networkd, "dhcp+slaac", "systemd-networkd", &["inet 10.2.0.", "inet6 2001:db8:2:"]);
     }
 }
 
