@@ -2,7 +2,8 @@
 //! any order, lost, repeated and late, programs that die between any two orders and start again, libvirt's steps sooner
 //! than they were due. The simulation's hosts, guest and libvirt, without its chance.
 //!
-//! The bound is how many of these happen to one run: `LSM_MODEL_FAULTS` in the environment, 1 if it says nothing.
+//! The bound is how many of these happen to one run: `LSM_MODEL_FAULTS` in the environment, 1 if it says nothing. With two
+//! of them the scenarios are tried one by one, which takes long: that test runs when it is asked for.
 #![allow(dead_code, reason = "the simulation is here whole, and the model has no use for its seeds")]
 
 #[path = "../simulation/before.rs"]
@@ -79,6 +80,25 @@ fn noticed(machines: Machines, join: Join, fate: Fate, promise: &'static str, wo
     scenarios.retain(|scenario| scenario.fate == fate && scenario.join == join);
     let story = check(machines, 1, scenarios, HasDiscoveries::AnyOf([promise].into())).expect(promise);
     assert!(story.contains(words), "{story}");
+}
+
+/// `LSM_MODEL_SCENARIOS` in the environment, like `0..5`: only these.
+#[test]
+#[ignore = "takes long: cargo test -p lsm-protocol --test model -- --ignored --nocapture"]
+fn it_is_so_with_two_faults_in_a_run() {
+    let all = orders::scenarios();
+    let wanted = std::env::var("LSM_MODEL_SCENARIOS").ok().and_then(|range| {
+        let (from, to) = range.split_once("..")?;
+        Some((from.parse().ok()?, to.parse().ok()?))
+    });
+    let (from, to): (usize, usize) = wanted.unwrap_or((0, all.len()));
+    for (number, scenario) in all.into_iter().enumerate().filter(|(number, _)| (from..to).contains(number)) {
+        let Scenario { join, switch, fate, straggler, held, .. } = &scenario;
+        println!("{number}: {join:?}, {switch:?}, {fate:?}, straggler {straggler:?}, held {held:?}");
+        if let Some(story) = check(Machines::default(), 2, vec![scenario], HasDiscoveries::AnyFailures) {
+            panic!("{story}");
+        }
+    }
 }
 
 #[test]

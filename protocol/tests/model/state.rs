@@ -19,7 +19,8 @@ use crate::{
 const LATE: Millis = 4_000;
 /// The VM may be out of reach for this long: as above, and every fault here is a short one.
 const DARK: Millis = 1_500;
-/// Both ends may claim the VM's address for this long: an event is on its way, or a service starts.
+/// Both ends may claim the VM's address for this long: an event is on its way, or a service starts. Each fault may cost as
+/// much again: a service may die with the event that came late.
 const CLAIMED: Millis = 2_000;
 /// What was so long ago makes no difference: longer than every lease.
 const LONG_AGO: Millis = 30_000;
@@ -31,6 +32,8 @@ pub struct State {
     pub late: Vec<(Millis, What)>,
     /// How much may still go wrong.
     pub faults: u8,
+    /// How much could at the beginning.
+    all_faults: u8,
     /// What was promised and is not so.
     pub broken: Option<String>,
     claimed_since: Option<Millis>,
@@ -39,7 +42,8 @@ pub struct State {
 
 impl State {
     pub fn new(run: Run, faults: u8) -> State {
-        let mut state = State { run, late: Vec::new(), faults, broken: None, claimed_since: None, digest: (0, 0) };
+        let (late, all_faults) = (Vec::new(), faults);
+        let mut state = State { run, late, faults, all_faults, broken: None, claimed_since: None, digest: (0, 0) };
         let begun = state.run.begin_at_destination();
         state.take_stock(begun);
         state
@@ -103,7 +107,8 @@ impl State {
             return Ok(());
         }
         let since = *self.claimed_since.get_or_insert(self.run.now);
-        if self.run.now - since > CLAIMED {
+        let happened = Millis::from(self.all_faults - self.faults);
+        if self.run.now - since > CLAIMED * happened.max(1) {
             return Err(format!("two places claim the VM since {}: {}", since - START, self.run.states()));
         }
         Ok(())
