@@ -67,11 +67,12 @@ async fn follow(script: &Path, variables: &[(&str, impl AsRef<OsStr>)], deadline
 /// The programs that run scripts have a real-time priority, for the moment of an arrival; a script with it could keep
 /// the CPU from everybody. Where a sandbox forbids the call, its unit sets CPUSchedulingResetOnFork.
 fn leave_real_time() -> io::Result<()> {
-    let ordinary = libc::sched_param { sched_priority: 0 };
+    // struct sched_param, as the kernel has it: the priority.
+    let ordinary: libc::c_int = 0;
     // SAFETY: the pointer is to a parameter that outlives the call.
-    #[expect(unsafe_code, reason = "nix has no sched_setscheduler")]
+    #[expect(unsafe_code, reason = "nix has no sched_setscheduler, and musl's does nothing")]
     unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const ordinary)
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const ordinary)
     };
     Ok(())
 }
