@@ -29,6 +29,17 @@ need_cargo() {
     command -v cargo >/dev/null || die "no cargo in $PATH; install Rust 1.89 or later (https://rustup.rs) for $builder"
 }
 
+# What the agent of the packages is compiled for: agent_target MACHINE. With musl, where Rust has it for this machine
+# ("rustup target add"): glibc, linked statically, brings locales and a resolver along, a fifth of the program.
+agent_target() {
+    local musl=$1-unknown-linux-musl
+    if [ "$1" = "$(uname -m)" ] && [ -d "$(rustc --print target-libdir --target "$musl")" ]; then
+        echo "$musl"
+    else
+        echo "$1-unknown-linux-gnu"
+    fi
+}
+
 # What tests and demo build once more when they run, in the very same way (tests/src/image.rs, static_program): built
 # here, it is built by the right user and not in silence. Each alone, as there: together they would share features.
 build_static() {
