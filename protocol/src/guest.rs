@@ -258,6 +258,9 @@ pub struct Switched {
     pub cut: Option<Millis>,
     /// Those who have not joined, if any.
     pub stragglers: Option<Stragglers>,
+    /// Since then everybody who has joined has moved, however many have not joined.
+    #[serde(default)]
+    pub moved: Option<Millis>,
     /// What the VM has been told.
     #[serde(default)]
     pub told: Told,

@@ -420,6 +420,8 @@ fn waits(connections: u16) {
         (status["moved"] == connections && status["waiting"] == 1).then_some(())
     })
     .unwrap_or_else(|error| panic!("{error}: {}\n{}", scene.ask("status"), scene.log()));
+    // Whoever is waited for so long only is no straggler: what the others had on the old path has landed.
+    std::thread::sleep(Duration::from_secs(1));
     whole(&straggler.stop().unwrap(), 1);
     let closed = Instant::now();
     wait_for("the agent to settle", LIMIT, || (scene.ask("status")["state"] == "idle").then_some(())).unwrap();

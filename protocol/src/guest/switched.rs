@@ -28,6 +28,7 @@ impl Prepared {
             proving: false,
             cut: None,
             stragglers: None,
+            moved: None,
             told: Told::Nothing,
             fallback: Fallback::default(),
             plan: self.plan,
@@ -194,7 +195,7 @@ impl Switched {
             }
             Event::Restarted => {
                 self.recount = now + RETRY;
-                (self.confirmed, self.taken_over) = (false, false);
+                (self.confirmed, self.taken_over, self.moved) = (false, false, None);
                 self.heard(now); // the hosts could not reach us meanwhile
                 let orders = self.missing();
                 (Guest::Switched(self), orders)
@@ -228,7 +229,7 @@ impl Switched {
     /// the VM's programs have had the CPU for the frames that piled up.
     fn arrive(mut self, now: Millis, arrival: Arrival) -> (Guest, Vec<Order>) {
         self.taken_over &= self.arrival > Arrival::No; // what was told before the move was told to another LAN's host
-        self.arrival = arrival;
+        (self.arrival, self.moved) = (arrival, None);
         self.aside = self.aside.filter(|_| arrival < Arrival::Sure);
         self.heard(now);
         self.recount = now + RETRY;
@@ -251,7 +252,7 @@ impl Switched {
     /// It is no other site: whoever was told that the VM has moved is not told that it has not.
     fn change_path(&mut self, now: Millis) -> Vec<Order> {
         let to = self.fallback.side();
-        self.confirmed = false;
+        (self.confirmed, self.moved) = (false, None);
         self.recount = now + RETRY;
         self.pause = RECOUNT;
         let told = (self.told > Told::Nothing).then_some(Order::Notify(Notice::Switched { to, sure: false }));
@@ -272,8 +273,10 @@ impl Switched {
     }
 
     /// Leaves the old path once nobody needs it, or policy says that they had time enough.
-    fn settle(self, now: Millis) -> (Guest, Vec<Order>) {
-        let moved = self.counts.waiting == 0 && self.counts.moved >= self.counts.joined;
+    fn settle(mut self, now: Millis) -> (Guest, Vec<Order>) {
+        let landing = (self.counts.moved >= self.counts.joined).then(|| self.moved.unwrap_or(now));
+        self.moved = landing;
+        let moved = self.counts.waiting == 0 && landing.is_some();
         let cut = self.cut.is_some_and(|at| now >= at);
         // In doubt the old path stays, whatever the policy's time; an operator who gives it up has seen to that.
         let doubtful = self.fallback.is_in_doubt() && self.plan.drain != Drain::For(0);
@@ -285,7 +288,8 @@ impl Switched {
             Guest::Settling(Settling {
                 plan,
                 counts,
-                leaving: Leaving::Draining { until: now + DRAIN, landed: false },
+                // Where a straggler kept the old path, the others' data has landed meanwhile.
+                leaving: Leaving::Draining { until: landing.unwrap_or(now) + DRAIN, landed: false },
                 cut,
                 failed: 0,
             }),
