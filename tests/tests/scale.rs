@@ -346,6 +346,39 @@ fn ten_thousand_connections_move() {
     many(10_000, 200);
 }
 
+/// Where the VM drops what comes by another card than its answer would leave by: for as long as there are two paths it does
+/// not, on either card.
+#[test]
+fn a_strict_reverse_path_filter_is_loosened_for_a_move() {
+    if skip() {
+        return;
+    }
+    let mut scene = Scene::set("strict");
+    let mut traffic = scene.traffic(5001, 3, 2, Duration::from_millis(5));
+    traffic.start().unwrap();
+    let mut log = Log::default();
+    let names = ["all", A.vnic, B.vnic].map(|card| format!("net/ipv4/conf/{card}/rp_filter"));
+    scene.vm.sysctl(&names.each_ref().map(|name| (name.as_str(), "1"))).unwrap();
+    let filters = || -> Vec<String> {
+        let files = names.iter().map(|name| format!("/proc/sys/{name}"));
+        run(scene.vm.command("cat").args(files)).unwrap().lines().map(str::to_owned).collect()
+    };
+    for (old, new) in [(A, B), (B, A)] {
+        scene.prepare_with(old, new, 5, 0);
+        assert_eq!(filters(), ["1", "2", "2"]);
+        scene.settle();
+        wait_for("the filters as they were", LIMIT, || (filters() == ["1", "1", "1"]).then_some(())).unwrap();
+    }
+    let moved_at = now();
+    wait_for("data both ways on every connection", LIMIT, || {
+        log.extend(traffic.take_log().unwrap());
+        log.connections.iter().all(|connection| connection.moved_data_after(moved_at)).then_some(())
+    })
+    .unwrap();
+    log.extend(traffic.stop().unwrap());
+    whole(&log, 5);
+}
+
 /// A client that reads nothing while the VM moves: its window is closed, and no data can tell that it has moved.
 #[test]
 fn a_connection_whose_client_reads_nothing_moves() {
