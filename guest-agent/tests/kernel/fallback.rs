@@ -57,8 +57,7 @@ fn a_path_that_is_dead_at_the_arrival_is_left_until_it_lives() {
         live("data before", &all);
 
         let agent = Agent::start();
-        let (address, mac) = (format!("{}/24", scene.new), MAC.to_string());
-        agent.does(&["prepare", "--old", OLD, "--new", &mac, "--address", &address, "--gateway", "198.51.100.2"]);
+        agent.prepares(&format!("--address {}/24 --gateway 198.51.100.2", scene.new));
         agent.does(&["switch"]);
         agent.is("switched early");
         live("data on the new path", &all);
@@ -80,6 +79,7 @@ fn a_path_that_is_dead_at_the_arrival_is_left_until_it_lives() {
         agent.is("idle");
         live("data on the new path again", &all);
         assert!(!run("ip -4 address").contains(&scene.old.to_string()), "the old path is left");
+        until("the old vNIC to be set down", || (!run("ip -o link show dev a").contains(",UP")).then_some(()));
         end(vec![by_client, by_vm]);
     });
 }

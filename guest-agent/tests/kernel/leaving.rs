@@ -56,3 +56,38 @@ fn an_old_vnic_that_is_gone_is_left_all_the_same() {
         std::fs::remove_dir_all(&directory).unwrap();
     });
 }
+
+#[test]
+fn a_spare_that_is_still_up_is_set_down_or_taken_for_the_way_back() {
+    alone(|| {
+        for number in 1..3 {
+            run(&format!("ip link add name v{number} address {} type veth peer name g{number}", mac(number)));
+            run(&format!("ip link set dev g{number} up"));
+        }
+        run("ip link set dev v1 up");
+        run("ip address add 198.51.100.1/24 dev v1");
+        run("ip route add default via 198.51.100.2");
+        let is_up = || run("ip -o link show dev v1").contains(",UP");
+        let directory = std::env::temp_dir().join(format!("lsm-left-up-{}", std::process::id()));
+        runtime().block_on(async {
+            let (mut kernel, mut record) = (Kernel::open().unwrap(), Record::open(&directory).unwrap());
+            path::raise(&mut kernel, &mut record, &plan(1)).await.unwrap();
+            path::take_over(&mut kernel, &mut record).await.unwrap();
+            path::release_old(&mut kernel, &mut record).await.unwrap();
+            assert!(is_up(), "it may not be set down yet");
+
+            let back = Prepare { old: mac(2), new: mac(1), ..plan(0) };
+            path::raise(&mut kernel, &mut record, &back).await.unwrap();
+            path::set_spare_down(&mut kernel, &mut record).await.unwrap();
+            assert!(is_up(), "it is no spare any more");
+            path::lower(&mut kernel, &mut record).await.unwrap();
+            assert!(!is_up(), "as a move finds a spare");
+
+            run("ip link set dev v1 up");
+            record.left_up = Some(mac(1));
+            path::set_spare_down(&mut kernel, &mut record).await.unwrap();
+            assert_eq!((is_up(), record.left_up), (false, None));
+        });
+        std::fs::remove_dir_all(&directory).unwrap();
+    });
+}

@@ -332,6 +332,7 @@ pub(super) fn without_end(drain: Drain) -> Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Addressing, Mac, Prepare, V4, V6};
 
     #[test]
     fn stragglers_are_invited_ever_more_seldom_and_only_while_there_are_any() {
@@ -349,5 +350,41 @@ mod tests {
         assert_eq!(pauses[299], INVITE_MAX);
         assert_eq!(stragglers.map(|s| s.invited), Some(u8::MAX), "the number does not overflow");
         assert_eq!(Stragglers::after(now, stragglers, Counts::default()), None);
+    }
+
+    #[test]
+    fn what_has_landed_before_the_last_straggler_is_gone_is_not_waited_for_again() {
+        let prepare = Prepare {
+            migration: MigrationId([1; 16]),
+            old: Mac([2; 6]),
+            new: Mac([3; 6]),
+            lan: "there".into(),
+            addressing: Addressing { v4: V4::None, v6: V6::None },
+            mtu: 1500,
+            arrived: false,
+            drain: Drain::UntilIdle,
+            lease: 60_000,
+        };
+        let (plan, counts, migration) = (prepare.clone(), Counts::default(), prepare.migration);
+        let prepared = Prepared { plan, counts, arrival: Arrival::No, lease: None, aside: None };
+        let (mut guest, _) = prepared.switch(0, Arrival::No);
+        for event in [
+            Event::Done(Step::Prefer(Side::New)),
+            Event::Told(ToGuest::Arrived { migration }),
+            Event::Done(Step::TakeOver),
+        ] {
+            guest = guest.handle(0, event).0;
+        }
+        let straggler = Counts { joined: 2, moved: 2, waiting: 1, ..Counts::default() };
+        let none = Counts { waiting: 0, ..straggler };
+        let leaving = |guest: Guest, now| match guest.handle(now, Event::Counted(none)).0 {
+            Guest::Settling(Settling { leaving: Leaving::Draining { until, .. }, .. }) => until,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(leaving(guest.clone(), 1_000), 1_000 + DRAIN, "nobody was waited for");
+        let (waiting, _) = guest.clone().handle(1_000, Event::Counted(straggler));
+        assert_eq!(leaving(waiting.clone(), 9_000), 1_000 + DRAIN);
+        let (one_more, _) = waiting.handle(8_000, Event::Counted(Counts { joined: 3, ..straggler }));
+        assert_eq!(leaving(one_more, 9_000), 9_000 + DRAIN, "it has just joined");
     }
 }
