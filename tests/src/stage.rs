@@ -309,6 +309,17 @@ impl Stage {
         found.map_err(|error| LabError::Other(format!("{error}; it said last: {last}")))
     }
 
+    /// Waits until nothing but plain connections is left of the old path.
+    ///
+    /// # Errors
+    /// More is, or less, after `limit`.
+    pub fn holds_old_address(&self, limit: Duration) -> Result<()> {
+        wait_for("the old address to be held", limit, || {
+            let status = self.agent_is(&["settling"], limit).ok()?;
+            status["awaiting"].as_str()?.contains("legacy").then_some(())
+        })
+    }
+
     /// The host's end of the agent's virtio-serial port: the service opens it during migrations only.
     ///
     /// # Errors

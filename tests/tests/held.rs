@@ -23,17 +23,9 @@ fn held(switch: &str) -> (Stage, Connections) {
     let mut connections = Connections::open(&stage, 1).unwrap();
     let case = "the move to dallas";
     told(&stage, case, stage.migrate("dallas"));
-    told(&stage, case, holds(&stage));
+    told(&stage, case, stage.holds_old_address(LIMIT));
     told(&stage, case, connections.alive());
     (stage, connections)
-}
-
-/// Only the plain connection is left of the old path.
-fn holds(stage: &Stage) -> Result<()> {
-    wait_for("the old address to be held", LIMIT, || {
-        let status = stage.agent_is(&["settling"], LIMIT).ok()?;
-        status["awaiting"].as_str()?.contains("legacy").then_some(())
-    })
 }
 
 /// Fails with what everybody has logged.
@@ -81,7 +73,7 @@ fn the_held_address_is_direct_again_with_its_plain_connections() {
     told(&stage, case, others.alive());
     // What is left is the home tunnel of the address of dallas, for the plain connection to that.
     told(&stage, case, each_host_has(&stage, 1));
-    told(&stage, case, holds(&stage));
+    told(&stage, case, stage.holds_old_address(LIMIT));
     told(&stage, case, connections.alive());
     let mac = &stage.guest.domain().mac_a;
     let entries =
@@ -147,7 +139,7 @@ fn called_off(stage: &Stage, case: &str, mut migration: Migration, before: &Snap
     assert!(said.contains("error:"), "{case}: {said}");
     assert_eq!(stage.guest.site().unwrap().name(), "dallas", "{case}");
     told(stage, case, connections.alive());
-    told(stage, case, holds(stage));
+    told(stage, case, stage.holds_old_address(LIMIT));
     told(stage, case, each_host_has(stage, 1));
     told(stage, case, before.restored(stage, LIMIT, ""));
     told(stage, case, connections.alive());

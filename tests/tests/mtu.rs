@@ -76,20 +76,12 @@ fn uncut(stage: &Stage, address: IpAddr, length: u32) -> Result<()> {
     run(ping.arg(address.to_string())).map(drop)
 }
 
-/// Only the plain connections are left of the old path.
-fn holds(stage: &Stage) -> Result<()> {
-    wait_for("the old address to be held", LIMIT, || {
-        let status = stage.agent_is(&["settling"], LIMIT).ok()?;
-        status["awaiting"].as_str()?.contains("legacy").then_some(())
-    })
-}
-
 /// To dallas, whose path is the direct one then; the old one stays. Gives the addresses of both, the old one first.
 fn moved(stage: &Stage, connections: &mut Connections) -> Result<[IpAddr; 2]> {
     let old = address(stage)?;
     stage.migrate("dallas")?;
     connections.alive()?;
-    holds(stage)?;
+    stage.holds_old_address(LIMIT)?;
     let has = stage.guest.must("ip -o addr show dev eth1 scope global")?;
     let new = has.split_whitespace().filter_map(|word| word.split_once('/')?.0.parse().ok());
     let new: Vec<IpAddr> = new.collect();

@@ -65,18 +65,21 @@ impl Agent {
         said
     }
 
-    pub(crate) fn prepares(&self, addresses: &[&str]) {
-        let new = MAC.to_string();
-        let mut arguments = vec!["prepare", "--old", OLD, "--new", &new];
-        arguments.extend(addresses.iter().flat_map(|address| ["--address", *address]));
-        self.does(&arguments);
+    /// The spare, with addresses as the command line has them; its words are separated by spaces.
+    fn prepare(&self, addresses: &str) -> Output {
+        let words = format!("prepare --old {OLD} --new {MAC} {addresses}");
+        self.ask(&words.split(' ').collect::<Vec<_>>())
+    }
+
+    pub(crate) fn prepares(&self, addresses: &str) {
+        let output = self.prepare(addresses);
+        assert!(output.status.success(), "{addresses}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.log());
     }
 
     /// What it said as it would not.
-    pub(crate) fn refuses(&self, addresses: &[&str]) -> String {
-        let new = MAC.to_string();
-        let output = self.ask(&[&["prepare", "--old", OLD, "--new", &new], addresses].concat());
-        assert!(!output.status.success(), "{addresses:?}: {}", self.log());
+    pub(crate) fn refuses(&self, addresses: &str) -> String {
+        let output = self.prepare(addresses);
+        assert!(!output.status.success(), "{addresses}: {}", self.log());
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 

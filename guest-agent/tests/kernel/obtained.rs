@@ -71,7 +71,7 @@ fn after_an_abort_nothing_is_left_of_what_was_got() {
         let before = state();
         let main = || run("ip route show default") + &run("ip -6 route show default");
         let defaults = main();
-        agent.prepares(&["dhcp", "slaac"]);
+        agent.prepares("--address dhcp --address slaac");
         let got = run("ip -o address show dev v scope global");
         assert!(got.contains("inet 10.2.0.2") && got.contains(AUTOCONFIGURED), "{got}");
         assert!(server.read("leases").contains("10.2.0.2"));
@@ -109,7 +109,7 @@ fn a_lease_that_its_server_takes_back_before_the_move_ends_the_preparation() {
         });
         let agent = Agent::start();
         let before = state();
-        agent.prepares(&["dhcp"]);
+        agent.prepares("--address dhcp");
         assert!(run("ip -o address show dev v").contains("10.2.0.57"));
         agent.is("idle");
         comes_back(&before);
@@ -126,7 +126,7 @@ fn an_address_that_is_taken_away_before_the_move_ends_the_preparation() {
         let Some(_server) = dnsmasq(&lan, "10.2.0.200,10.2.0.210") else { return };
         let agent = Agent::start();
         let before = state();
-        agent.prepares(&["dhcp"]);
+        agent.prepares("--address dhcp");
         agent.is("prepared");
         let got = got_v4(&run("ip -o address show dev v scope global"));
         run(&format!("ip address delete {got}/24 dev v"));
@@ -150,7 +150,7 @@ fn a_lease_that_becomes_another_address_before_the_move_ends_the_preparation() {
         });
         let agent = Agent::start();
         let before = state();
-        agent.prepares(&["dhcp"]);
+        agent.prepares("--address dhcp");
         assert!(run("ip -o address show dev v").contains("10.2.0.57"));
         agent.is("idle");
         comes_back(&before);
@@ -174,7 +174,7 @@ fn an_agent_that_dies_goes_on_with_the_lease() {
         });
         let mut agent = Agent::start();
         let before = state();
-        agent.prepares(&["dhcp"]);
+        agent.prepares("--address dhcp");
         agent.dies();
         let asked = REQUESTS.load(Ordering::SeqCst);
         until("the lease to be extended twice", || (REQUESTS.load(Ordering::SeqCst) >= asked + 2).then_some(()));
@@ -193,7 +193,7 @@ fn once_settled_the_default_route_is_the_routers_to_take_back() {
         let Some(server) = dnsmasq(&lan, "10.2.0.200,10.2.0.210") else { return };
         let Some(router) = radvd(&lan, 1800) else { return };
         let agent = Agent::start();
-        agent.prepares(&["dhcp", "slaac"]);
+        agent.prepares("--address dhcp --address slaac");
         agent.does(&["switch", "--settle"]);
         agent.is("idle");
         assert_eq!(run("ip -o address show dev a scope global"), "", "the old addresses are gone");
@@ -214,18 +214,7 @@ fn once_settled_the_default_route_is_the_routers_to_take_back() {
 
 /// The spare gets an address of a pool; gives the rules that say which addresses are moved.
 fn moved_addresses(agent: &Agent) -> String {
-    let new = MAC.to_string();
-    agent.does(&[
-        "prepare",
-        "--old",
-        OLD,
-        "--new",
-        &new,
-        "--address",
-        "2001:db8:2::7/64",
-        "--gateway",
-        "2001:db8:2::1",
-    ]);
+    agent.prepares("--address 2001:db8:2::7/64 --gateway 2001:db8:2::1");
     run("ip -6 rule")
 }
 

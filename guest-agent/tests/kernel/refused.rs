@@ -9,7 +9,7 @@ use crate::{
 
 /// Of a LAN that `spoil` has made so; it is none where something that it takes is not installed.
 fn refused(
-    addresses: &'static [&'static str],
+    addresses: &'static str,
     words: &'static str,
     spoil: impl FnOnce(&Place) -> Option<Vec<Server>> + Send + 'static,
 ) {
@@ -18,9 +18,8 @@ fn refused(
         let Some(_servers) = spoil(&lan) else { return };
         let agent = Agent::start();
         let before = state();
-        let arguments: Vec<&str> = addresses.iter().flat_map(|address| ["--address", *address]).collect();
-        let said = agent.refuses(&arguments);
-        assert!(said.contains(words), "{addresses:?}: {said}");
+        let said = agent.refuses(addresses);
+        assert!(said.contains(words), "{addresses}: {said}");
         agent.is("idle");
         comes_back(&before);
     });
@@ -28,12 +27,12 @@ fn refused(
 
 #[test]
 fn no_dhcp_answer() {
-    refused(&["dhcp"], "no DHCP server answered within 3.5 s; is there one on the LAN", |_| Some(Vec::new()));
+    refused("--address dhcp", "no DHCP server answered within 3.5 s; is there one on the LAN", |_| Some(Vec::new()));
 }
 
 #[test]
 fn a_dhcp_server_that_takes_its_offer_back() {
-    refused(&["dhcp"], "DHCP server 10.2.0.1 refused", |lan| {
+    refused("--address dhcp", "DHCP server 10.2.0.1 refused", |lan| {
         wicked(lan, |kind| {
             Some((
                 if kind == DISCOVER { OFFER } else { NAK },
@@ -47,7 +46,7 @@ fn a_dhcp_server_that_takes_its_offer_back() {
 
 #[test]
 fn an_address_of_dhcp_that_somebody_has() {
-    refused(&["dhcp"], "10.2.0.57, which DHCP server 10.2.0.1 gave, is in use by ", |lan| {
+    refused("--address dhcp", "10.2.0.57, which DHCP server 10.2.0.1 gave, is in use by ", |lan| {
         lan.run("ip address add 10.2.0.57/24 dev g");
         wicked(lan, |kind| match kind {
             DISCOVER => Some((OFFER, OFFERED, GOOD.to_vec())),
@@ -60,28 +59,34 @@ fn an_address_of_dhcp_that_somebody_has() {
 
 #[test]
 fn an_address_of_dhcp_outside_of_its_router_s_subnet() {
-    refused(&["dhcp"], "10.3.0.57/24 with the router 10.2.0.1 outside of it; correct its configuration", |lan| {
-        wicked(lan, |kind| Some((if kind == DISCOVER { OFFER } else { ACK }, [10, 3, 0, 57].into(), GOOD.to_vec())));
-        Some(Vec::new())
-    });
+    refused(
+        "--address dhcp",
+        "10.3.0.57/24 with the router 10.2.0.1 outside of it; correct its configuration",
+        |lan| {
+            wicked(lan, |kind| {
+                Some((if kind == DISCOVER { OFFER } else { ACK }, [10, 3, 0, 57].into(), GOOD.to_vec()))
+            });
+            Some(Vec::new())
+        },
+    );
 }
 
 /// The one address that is there is given back with the rest.
 #[test]
 fn a_router_that_says_nothing_beside_a_dhcp_server_that_does() {
-    refused(&["dhcp", "slaac"], "no router advertised itself within 3.5 s", |lan| {
+    refused("--address dhcp --address slaac", "no router advertised itself within 3.5 s", |lan| {
         Some(vec![dnsmasq(lan, "10.2.0.200,10.2.0.210")?])
     });
 }
 
 #[test]
 fn a_router_that_is_none() {
-    refused(&["slaac"], "says that it is none any more (lifetime 0)", |lan| Some(vec![radvd(lan, 0)?]));
+    refused("--address slaac", "says that it is none any more (lifetime 0)", |lan| Some(vec![radvd(lan, 0)?]));
 }
 
 #[test]
 fn an_autoconfigured_address_that_somebody_has() {
-    refused(&["slaac"], "is in use by somebody else on the LAN", |lan| {
+    refused("--address slaac", "is in use by somebody else on the LAN", |lan| {
         lan.run(&format!("ip address add {AUTOCONFIGURED}/64 dev g nodad"));
         Some(vec![radvd(lan, 1800)?])
     });
@@ -94,7 +99,7 @@ fn a_gateway_that_is_silent() {
             let (_home, _lan) = vm();
             let agent = Agent::start();
             let before = state();
-            let said = agent.refuses(&["--address", address, "--gateway", gateway]);
+            let said = agent.refuses(&format!("--address {address} --gateway {gateway}"));
             assert!(said.contains(&format!("gateway {gateway} of the new LAN did not answer")), "{said}");
             agent.is("idle");
             comes_back(&before);
