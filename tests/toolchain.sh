@@ -30,7 +30,7 @@ need_cargo() {
 }
 
 # What the agent of the packages is compiled for: agent_target MACHINE. With musl, where Rust has it for this machine
-# ("rustup target add"): glibc, linked statically, brings locales and a resolver along, a fifth of the program.
+# ("rustup target add"): glibc, linked statically, brings locales and a resolver along, a sixth of the program.
 agent_target() {
     local musl=$1-unknown-linux-musl
     if [ "$1" = "$(uname -m)" ] && [ -d "$(rustc --print target-libdir --target "$musl")" ]; then
