@@ -39,6 +39,7 @@ pub fn routing(bytes: &[u8]) {
 /// Answers to ARP and neighbour solicitations: by whoever is on the LAN.
 pub fn neighbours(bytes: &[u8]) {
     let _ = neighbours::read_arp_reply(bytes, Mac([2; 6]), Ipv4Addr::new(192, 0, 2, 254));
+    let _ = neighbours::read_frame(bytes);
     let _ = neighbours::read_advertisement(bytes, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 }
 

@@ -6,6 +6,7 @@ pub mod bus;
 mod callers;
 pub mod changes;
 pub mod check;
+mod checksum;
 pub mod closures;
 pub mod command;
 pub mod config;

@@ -1,16 +1,15 @@
 //! Who answers on the link: asking whether a gateway is there, telling everybody where an address is, and making the
 //! kernel ask again.
 //!
-//! IPv4 speaks ARP (RFC 826, RFC 5227) on a packet socket; IPv6 neighbour discovery (RFC 4861) on a raw ICMPv6 socket,
-//! where the kernel adds the check sum.
+//! IPv4 speaks ARP (RFC 826, RFC 5227), IPv6 neighbour discovery (RFC 4861), either on a packet socket.
 
 mod discovery;
 
-pub(crate) use discovery::read_advertisement;
+pub(crate) use discovery::{read_advertisement, read_frame};
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -25,7 +24,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    io::Interest,
+    io::{Interest, unix::AsyncFd},
     time::{MissedTickBehavior, interval},
 };
 
@@ -40,7 +39,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Asks, from `source`, who has `target`, on the card `ifindex` whose address is `mac`, again every 100 ms until somebody
 /// answers; gives the answerer's MAC. There is no deadline: the caller sets one by dropping the future. The address need
-/// not be configured for IPv4.
+/// not be configured.
 ///
 /// # Errors
 /// When the card is gone or down, the addresses are of different families, or CAP_NET_RAW is missing.
@@ -50,12 +49,12 @@ pub async fn probe(ifindex: u32, mac: Mac, source: IpAddr, target: IpAddr) -> Re
             (IpAddr::V4(source), IpAddr::V4(target)) => {
                 let question = arp(ARP_REQUEST, (mac, source), (UNKNOWN, target), BROADCAST);
                 let read = |bytes: &[u8]| read_arp_reply(bytes, mac, target);
-                ask(packet_socket(ifindex, ARP)?, &question, None, read).await
+                ask(packet_socket(ifindex, ARP)?, &question, read).await
             }
             (IpAddr::V6(source), IpAddr::V6(target)) => {
-                let (socket, everybody) = discovery::socket(ifindex, source, target)?;
-                let question = discovery::solicitation(mac, target);
-                ask(socket, &question, Some(&everybody), |bytes| discovery::read_advertisement(bytes, target)).await
+                let question = discovery::solicitation(mac, source, target);
+                let read = |bytes: &[u8]| read_advertisement(read_frame(bytes)?.1, target);
+                ask(discovery::socket(ifindex)?, &question, read).await
             }
             _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "an IPv4 and an IPv6 address")),
         }
@@ -87,16 +86,40 @@ pub async fn all_answer(mac: Mac, exits: Vec<Exit>, silent: impl Fn(IpAddr)) -> 
     }
 }
 
-/// A raw ICMPv6 socket on one card, and where its routers are reached. It hears all that comes there.
-///
-/// # Errors
-/// When the card is gone, or CAP_NET_RAW is missing.
-pub(crate) fn socket_to_all_routers(ifindex: u32) -> io::Result<(Socket, socket2::SockAddr)> {
-    discovery::socket_to_all_routers(ifindex)
+/// The routers of one card's link: asks them, and hears what they say.
+pub(crate) struct Routers {
+    ifindex: u32,
+    mac: Mac,
+    socket: AsyncFd<Socket>,
+}
+
+impl Routers {
+    /// # Errors
+    /// When the card is gone, or CAP_NET_RAW is missing.
+    pub(crate) fn of(ifindex: u32, mac: Mac) -> io::Result<Routers> {
+        Ok(Routers { ifindex, mac, socket: watch(discovery::socket(ifindex)?, Interest::READABLE)? })
+    }
+
+    /// Whether they could be asked: not before the card has its link-local address, nor while its queue is full.
+    ///
+    /// # Errors
+    /// When the card is gone or down.
+    pub(crate) fn ask(&self) -> io::Result<bool> {
+        let Some(question) = discovery::router_solicitation(self.ifindex, self.mac)? else { return Ok(false) };
+        say(self.socket.get_ref(), &question)
+    }
+
+    /// The next message of a neighbour or router, and whose it is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) async fn hear<T>(&self, read: impl Fn(Ipv6Addr, &[u8]) -> Option<T>) -> io::Result<T> {
+        hear(&self.socket, |frame| read_frame(frame).and_then(|(from, message)| read(from, message))).await
+    }
 }
 
 /// Tells the link that `address` is at `mac`: a gratuitous ARP in both forms (stacks differ in which they heed), or an
-/// unsolicited neighbour advertisement, which needs the address on the card.
+/// unsolicited neighbour advertisement.
 ///
 /// # Errors
 /// When the card is gone or down, or CAP_NET_RAW is missing.
@@ -107,10 +130,7 @@ pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> Result<(), Error> {
             socket.send(&arp(ARP_REQUEST, (mac, v4), (UNKNOWN, v4), BROADCAST))?;
             socket.send(&arp(ARP_REPLY, (mac, v4), (mac, v4), BROADCAST))
         }
-        IpAddr::V6(v6) => {
-            let (socket, everybody) = discovery::socket_to_all_nodes(ifindex, v6)?;
-            socket.send_to(&discovery::advertisement(mac, v6), &everybody)
-        }
+        IpAddr::V6(v6) => packet_socket(ifindex, libc::ETH_P_IPV6 as u16)?.send(&discovery::advertisement(mac, v6)),
     };
     announced()
         .map(drop)
@@ -168,39 +188,38 @@ fn entry(kind: u16, flags: i32, ifindex: u32, neighbour: IpAddr, state: u16) -> 
     Message::new(kind, flags).raw(&fixed).attribute(NDA_DST, &octets)
 }
 
-async fn ask(
-    socket: Socket,
-    question: &[u8],
-    to: Option<&socket2::SockAddr>,
-    read: impl Fn(&[u8]) -> Option<Mac>,
-) -> io::Result<Mac> {
+async fn ask(socket: Socket, question: &[u8], read: impl Fn(&[u8]) -> Option<Mac>) -> io::Result<Mac> {
     let socket = watch(socket, Interest::READABLE)?;
     let mut ticks = interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut buffer = [0; 1514];
     loop {
         tokio::select! {
-            _ = ticks.tick() => {
-                let sent = match to {
-                    Some(to) => socket.get_ref().send_to(question, to),
-                    None => socket.get_ref().send(question),
-                };
-                match sent {
-                    // A full queue is loss; loss is answered by the next tick.
-                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => {}
-                    other => drop(other?),
+            _ = ticks.tick() => drop(say(socket.get_ref(), question)?),
+            answer = hear(&socket, &read) => return answer,
+        }
+    }
+}
+
+/// Whether it went out. A full queue is loss, and loss is answered by the next time.
+fn say(socket: &Socket, frame: &[u8]) -> io::Result<bool> {
+    match socket.send(frame) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => Ok(false),
+        sent => sent.map(|_| true),
+    }
+}
+
+/// The first frame in which `read` finds something.
+async fn hear<T>(socket: &AsyncFd<Socket>, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<T> {
+    let mut buffer = [0; 1514];
+    loop {
+        let mut guard = socket.readable().await?;
+        match guard.try_io(|socket| io::Read::read(&mut socket.get_ref(), &mut buffer)) {
+            Ok(length) => {
+                if let Some(found) = read(&buffer[..length?]) {
+                    return Ok(found);
                 }
             }
-            readable = socket.readable() => {
-                let mut guard = readable?;
-                match guard.try_io(|socket| io::Read::read(&mut socket.get_ref(), &mut buffer)) {
-                    Ok(Ok(length)) => if let Some(mac) = read(&buffer[..length]) {
-                        return Ok(mac);
-                    },
-                    Ok(Err(error)) => return Err(error),
-                    Err(_would_block) => {}
-                }
-            }
+            Err(_would_block) => {}
         }
     }
 }

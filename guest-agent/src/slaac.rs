@@ -11,19 +11,10 @@ mod routers;
 use std::{
     io,
     net::Ipv6Addr,
-    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
-use nix::{
-    libc,
-    sys::socket::{SockaddrIn6, recvfrom},
-};
-use socket2::{SockAddr, Socket};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use advertisement::Advertisement;
 use duplicates::Duplicates;
@@ -31,9 +22,8 @@ pub use routers::follow;
 
 use crate::{
     dhcp::Card,
-    neighbours, netlink,
-    raw::watch,
-    sysctl,
+    neighbours::Routers,
+    netlink, sysctl,
     vnic::{self, Autoconfigured, Vnics},
 };
 
@@ -98,8 +88,7 @@ pub enum Failure {
 /// # Errors
 /// See [`Failure`].
 pub async fn acquire(card: Card, vnics: &Vnics) -> Result<Configured, Failure> {
-    let (socket, routers) = neighbours::socket_to_all_routers(card.ifindex)?;
-    let socket = watch(socket, Interest::READABLE)?;
+    let routers = Routers::of(card.ifindex, card.mac)?;
     let mut duplicates = Duplicates::open(card.ifindex)?;
     let mut heard: Vec<Advertisement> = Vec::new();
     let configured = async {
@@ -109,7 +98,7 @@ pub async fn acquire(card: Card, vnics: &Vnics) -> Result<Configured, Failure> {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    if asked.is_none_or(|asked| asked.elapsed() > AGAIN) && solicit(socket.get_ref(), &routers)? {
+                    if asked.is_none_or(|asked| asked.elapsed() > AGAIN) && routers.ask()? {
                         asked = Some(Instant::now());
                     }
                     let standing = vnics.autoconfigured(card.ifindex).await?;
@@ -118,7 +107,7 @@ pub async fn acquire(card: Card, vnics: &Vnics) -> Result<Configured, Failure> {
                     }
                 }
                 duplicate = duplicates.next() => return Err(Failure::Duplicate(duplicate?)),
-                advertisement = hear(&socket) => {
+                advertisement = routers.hear(|from, message| Advertisement::read(message, from)) => {
                     let advertisement = advertisement?;
                     heard.retain(|known| known.router != advertisement.router);
                     heard.push(advertisement);
@@ -160,39 +149,6 @@ fn why_not(heard: &[Advertisement]) -> Failure {
         Some(one) => Failure::NoAddress(one.router),
     }
 }
-
-/// Without our link-layer address, which an optimistic address must not bring with it (RFC 4429, 3.2): the router asks.
-fn solicit(socket: &Socket, routers: &SockAddr) -> io::Result<bool> {
-    match socket.send_to(&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0], routers) {
-        Ok(_) => Ok(true),
-        // The link-local address is not there yet; or a full queue.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::ENOBUFS | libc::EAGAIN)
-            ) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-async fn hear(socket: &AsyncFd<Socket>) -> io::Result<Advertisement> {
-    let mut buffer = [0; 1514];
-    loop {
-        let mut guard = socket.readable().await?;
-        let received = guard.try_io(|socket| Ok(recvfrom::<SockaddrIn6>(socket.as_raw_fd(), &mut buffer)?));
-        if let Ok(received) = received
-            && let (length, Some(from)) = received?
-            && let Some(advertisement) = Advertisement::read(&buffer[..length], from.ip())
-        {
-            return Ok(advertisement);
-        }
-    }
-}
-
-const SOLICITATION: u8 = 133;
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 
 use lsm_protocol::Mac;
 
+use crate::checksum::checksum;
+
 /// What a client says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -233,13 +235,6 @@ fn printable(value: &[u8]) -> String {
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
-}
-
-/// RFC 1071. An odd last byte is followed by a zero.
-fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
-    let sum: u32 = bytes.enumerate().map(|(at, byte)| u32::from(*byte) << if at % 2 == 0 { 8 } else { 0 }).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !(((folded & 0xffff) + (folded >> 16)) as u16)
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use tokio::time::{interval, timeout};
 
-use super::{AGAIN, Card, Failure, LOOK, PATIENCE, netlink, solicit};
+use super::{AGAIN, Card, Failure, LOOK, PATIENCE, netlink};
 use crate::{
-    neighbours,
+    neighbours::{self, Routers},
     routing::{DefaultRoute, Exit, PROTOCOL, Routing},
     sysctl,
 };
@@ -27,13 +27,13 @@ pub async fn follow(card: Card, exit: Exit) -> Result<(), Failure> {
         routing.replace_default(&exit, was.metric.saturating_add(1))?;
         routing.delete_default(&was)?;
     }
-    let (socket, routers) = neighbours::socket_to_all_routers(card.ifindex)?;
+    let routers = Routers::of(card.ifindex, card.mac)?;
     let there = async {
         let mut ticks = interval(LOOK);
         let mut asked: Option<Instant> = None;
         loop {
             ticks.tick().await;
-            if asked.is_none_or(|asked| asked.elapsed() > AGAIN) && solicit(&socket, &routers)? {
+            if asked.is_none_or(|asked| asked.elapsed() > AGAIN) && routers.ask()? {
                 asked = Some(Instant::now());
             }
             if !of(&mut routing, card, RTPROT_RA)?.is_empty() {
