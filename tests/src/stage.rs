@@ -423,6 +423,16 @@ impl Stage {
         })
     }
 
+    /// Waits until one of the VM's two cards is down: a move may be over some seconds before its old card is.
+    ///
+    /// # Errors
+    /// Both are up, after `limit`.
+    pub fn spare_is_down(&self, limit: Duration) -> Result<()> {
+        wait_for("the spare vNIC to be down", limit, || {
+            self.guest.exec("ip -o link show up").ok().filter(|up| up.stdout.matches(": eth").count() == 1).map(drop)
+        })
+    }
+
     /// Kills the host service there.
     pub fn stop_service(&mut self, site: &str) {
         let index = self.service(site);
