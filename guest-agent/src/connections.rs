@@ -9,7 +9,7 @@
 //! Layouts: linux/inet_diag.h, linux/tcp.h (struct tcp_info), linux/mptcp.h.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
@@ -32,7 +32,8 @@ pub struct Snapshot {
 pub struct Connection {
     /// Names the connection on this machine.
     pub token: u32,
-    /// Not known once the initial subflow is gone.
+    /// The initial subflow tells, as long as it lives. After that it is known of those that this agent has seen before and
+    /// that were opened here; not of the others.
     pub opened_by_us: Option<bool>,
     /// Our port when it began, which peers join at for as long as it lives; `None` where the kernel has no mptcp_diag.
     pub port: Option<u16>,
@@ -112,13 +113,14 @@ pub enum State {
 /// The socket that asks.
 pub struct Diag {
     channel: Channel,
+    opened_here: OpenedHere,
 }
 
 impl Diag {
     /// For the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
         let channel = Channel::open(libc::NETLINK_SOCK_DIAG).map_err(|cause| Error::new("reach inet_diag", cause))?;
-        Ok(Diag { channel })
+        Ok(Diag { channel, opened_here: OpenedHere::default() })
     }
 
     /// Lists all connections of both families, loopback included.
@@ -141,6 +143,7 @@ impl Diag {
             })?;
             rows.into_iter().for_each(|row| sorter.sort(row));
         }
+        self.opened_here.recall(&mut sorter.snapshot.connections);
         Ok(sorter.snapshot)
     }
 
@@ -181,6 +184,20 @@ impl Diag {
         // 262 does not fit the 8 bits of the fixed part; the attribute overrides it.
         let request = Message::new(SOCK_DIAG_BY_FAMILY, 0).raw(&fixed).attribute(REQ_PROTOCOL, &protocol.to_ne_bytes());
         self.channel.dump(request, read)
+    }
+}
+
+/// The connections that we opened, by token, as of the last picture. Their peers cannot join at the port that they began
+/// with, and an announcement for whoever cannot costs each peer one of the eight that its kernel takes.
+#[derive(Default)]
+struct OpenedHere(HashSet<u32>);
+
+impl OpenedHere {
+    fn recall(&mut self, connections: &mut [Connection]) {
+        for connection in connections.iter_mut().filter(|c| c.opened_by_us.is_none() && self.0.contains(&c.token)) {
+            connection.opened_by_us = Some(true);
+        }
+        self.0 = connections.iter().filter(|c| c.opened_by_us == Some(true)).map(|c| c.token).collect();
     }
 }
 
@@ -507,6 +524,26 @@ mod tests {
         let fell = sorted(&rows, &[7]);
         assert_eq!((fell.connections.len(), fell.legacy.len()), (0, 4));
         assert_eq!(fell.legacy[0].obstacle, Obstacle::FellBack);
+    }
+
+    #[test]
+    fn what_was_opened_here_is_known_after_its_initial_subflow() {
+        let mut memory = OpenedHere::default();
+        let mut origin = |flags: &[u32]| {
+            let rows: Vec<_> = flags.iter().map(|flags| row(libc::AF_INET, ESTABLISHED, Some(*flags))).collect();
+            let mut snapshot = sorted(&rows, &[]);
+            memory.recall(&mut snapshot.connections);
+            snapshot.connections.first().map(|connection| connection.opened_by_us)
+        };
+        let joined = FLAG_JOIN_REM | FLAG_CONNECTED;
+        let both = FLAG_MCAP_REM | FLAG_CONNECTED;
+        assert_eq!(origin(&[joined]), Some(None), "never seen before it moved");
+        assert_eq!(origin(&[both | FLAG_MCAP_LOC, joined]), Some(Some(true)));
+        assert_eq!(origin(&[joined]), Some(Some(true)), "moved");
+        assert_eq!(origin(&[]), None);
+        assert_eq!(origin(&[joined]), Some(None), "another connection of the same token");
+        assert_eq!(origin(&[both]), Some(Some(false)));
+        assert_eq!(origin(&[joined]), Some(None), "its client may have taken the address all the same");
     }
 
     #[test]
