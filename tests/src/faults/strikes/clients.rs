@@ -42,7 +42,8 @@ pub(crate) fn vanish(scene: &mut Scene) -> Result<()> {
     let ports = others.ports().iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
     let rules = format!(
         "table ip lab {{ set gone {{ type inet_service; elements = {{ {ports} }} }}
-         chain out {{ type filter hook output priority 0; tcp sport @gone drop; tcp dport 5001 tcp flags rst drop; }} }}"
+         chain out {{ type filter hook output priority 0; tcp sport @gone drop; tcp dport 5001 tcp flags rst drop; }}
+         }}"
     );
     scene.write("montreal", "gone.nft", &rules)?;
     let rules = scene.file("montreal", "gone.nft");
