@@ -185,7 +185,8 @@ impl Domain {
         }
         let mut disk = String::new();
         if let Some(path) = &self.image.disk {
-            more.push_str(&format!(" {}", distribution::WORD));
+            // As Debian has it. A later word on the same line counts.
+            more.push_str(&format!(" {} lsm=apparmor", distribution::WORD));
             // Never written to, so that both hosts may have it open.
             disk = format!(
                 "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\

@@ -5,10 +5,11 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use lsm_tests::{
-    connections::move_with_connections,
+    connections::{Connections, move_with_connections},
     distribution, needs,
     packages::{Packages, sources},
     shell::{Result, chain, run},
@@ -16,7 +17,7 @@ use lsm_tests::{
 };
 
 fn lacking_tools() -> bool {
-    let tools = needs::missing(&["/usr/bin/dpkg-deb", "/sbin/mke2fs"], "run tests/install --tests");
+    let tools = needs::missing(&["/usr/bin/dpkg-deb", "/sbin/mke2fs", "/sbin/debugfs"], "run tests/install --tests");
     lacking() || needs::lacking(tools.or_else(|| distribution::disk().err().map(|error| error.to_string())))
 }
 
@@ -37,17 +38,62 @@ fn debootstrap(packages: &Packages) -> PathBuf {
 fn moves(stage: &Stage) -> Result<()> {
     let check = stage.guest.must("lsm-guest check")?;
     eprintln!("{check}");
-    move_with_connections(stage, "dallas")?;
-    stage.guest.must("systemctl is-active lsm-guest && lsm-guest check").map(drop)
+    stage.guest.must(CONFINED)?;
+    let mut connections = Connections::open(stage, 0)?;
+    let mut migration = stage.begin("dallas", &["--bandwidth", "2"])?;
+    stage.agent_is(&["prepared"], LIMIT)?;
+    upgrade(stage)?;
+    assert!(migration.goes_on(), "the copy was over before the new agent ran");
+    stage.site("montreal").virsh(&["migrate-setspeed", "vm", "1000"])?;
+    migration.end(LIMIT)?;
+    connections.alive()?;
+    stage.agent_is(&["idle"], LIMIT)?;
+    stage.settled(LIMIT)?;
+    connections.end()?;
+    // Back, with the new agent from beginning to end.
+    move_with_connections(stage, "montreal")?;
+    stage.guest.must("systemctl is-active lsm-guest && lsm-guest check")?;
+    let denied = stage.guest.must("journalctl --no-pager -k | grep apparmor=.DENIED || true")?;
+    assert_eq!(denied, "", "what the package's AppArmor profile kept the agent from");
+    stage.guest.must(CONFINED).map(drop)
 }
 
+/// With another agent in the middle of a move, which goes on from where the first one was.
+fn upgrade(stage: &Stage) -> Result<()> {
+    let running = || stage.guest.must("systemctl show -P MainPID lsm-guest");
+    let first = running()?;
+    // Under emulation, beside a copy of the memory, it takes its time.
+    let said = stage.guest.exec_within(&format!("dpkg --install {NEXT} 2>&1"), LIMIT)?;
+    assert_eq!(said.status, 0, "{}", said.stdout);
+    assert_ne!(running()?, first, "the agent runs on: {}", said.stdout);
+    stage.agent_is(&["prepared"], LIMIT).map(drop)
+}
+
+/// Puts the package's next version into the image.
+fn put_next(packages: &Packages, image: &Path) {
+    let script = "dpkg-deb --raw-extract lsm-guest_*.deb next && sed -i 's/^Version: .*/&+next/' next/DEBIAN/control && \
+                  dpkg-deb --root-owner-group -Znone --build next next.deb && \
+                  debugfs -w -R \"write next.deb $1\" \"$0\"";
+    let mut put = Command::new("sh");
+    put.current_dir(packages.directory()).args(["-euc", script]).arg(image).arg(NEXT);
+    run(&mut put).unwrap();
+}
+
+/// Where it is, in the VM.
+const NEXT: &str = "/next.deb";
+/// The agent runs under the profile that came with its package.
+const CONFINED: &str = "grep -qx 'lsm-guest (enforce)' /proc/$(systemctl show -P MainPID lsm-guest)/attr/current";
+const LIMIT: Duration = Duration::from_secs(90);
+
 #[test]
-fn debootstrap_s_image_boots_and_moves() {
+fn debootstrap_s_image_boots_moves_and_is_upgraded_meanwhile() {
     if lacking_tools() {
         return;
     }
     let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
-    let disk = Some(debootstrap(&packages));
+    let disk = debootstrap(&packages);
+    put_next(&packages, &disk);
+    let disk = Some(disk);
     let options = StageOptions { disk, memory_mib: 512, policy: POLICY.into(), ..StageOptions::default() };
     let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
     if let Err(error) = moves(&stage) {
