@@ -22,11 +22,11 @@ const FULL: u32 = 1_500;
 /// What a VM sends into its home tunnel: a tunnel over IPv6 would have room for it on a network of the LAN's own MTU.
 const LOWERED: u32 = FULL - 70;
 
-fn set(family: Family, wan_mtu: u32, wan_v6: bool) -> (Stage, Connections) {
+fn set(kernel: &str, family: Family, wan_mtu: u32, wan_v6: bool) -> (Stage, Connections) {
     let topology = TopologyOptions { family, wan_mtu, wan_v6, ..TopologyOptions::default() };
     let policy = "unprepared = \"refuse\"\nprepare_wait_ms = 20000".into();
-    let stage = Stage::set(&StageOptions { policy, topology, ..StageOptions::default() }, |what| eprintln!("{what}"));
-    let stage = stage.unwrap();
+    let options = StageOptions { kernel: kernel.into(), policy, topology, ..StageOptions::default() };
+    let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
     let connections = Connections::open_large(&stage).unwrap();
     (stage, connections)
 }
@@ -127,11 +127,11 @@ fn narrow(stage: &Stage, mtu: u32) -> Result<()> {
     stage.topology.ns("client").ip(&format!("link set {CLIENT_INTERFACE} mtu {mtu}\n")).map(drop)
 }
 
-fn a_wan_of_1500_and_a_narrower_link_at_the_client(family: Family) {
+fn a_wan_of_1500_and_a_narrower_link_at_the_client(kernel: &str, family: Family) {
     if lacking() {
         return;
     }
-    let (stage, mut connections) = set(family, 1_500, false);
+    let (stage, mut connections) = set(kernel, family, 1_500, false);
     let [old, new] = told(&stage, "there", full_packets_on_both_paths(&stage, &mut connections));
     told(&stage, "the warning", warned(&stage, 1_500));
     told(&stage, "a narrower link", narrow(&stage, 1_300));
@@ -142,11 +142,11 @@ fn a_wan_of_1500_and_a_narrower_link_at_the_client(family: Family) {
     told(&stage, "the end", stage.settled(LIMIT));
 }
 
-fn a_wan_of_1400_and_back(family: Family) {
+fn a_wan_of_1400_and_back(kernel: &str, family: Family) {
     if lacking() {
         return;
     }
-    let (stage, mut connections) = set(family, 1_400, false);
+    let (stage, mut connections) = set(kernel, family, 1_400, false);
     let [old, _] = told(&stage, "there", full_packets_on_both_paths(&stage, &mut connections));
     told(&stage, "the warning", warned(&stage, 1_400));
     told(&stage, "the way back", stage.migrate("montreal"));
@@ -158,22 +158,32 @@ fn a_wan_of_1400_and_back(family: Family) {
 
 #[test]
 fn ipv4_by_a_wan_of_1500() {
-    a_wan_of_1500_and_a_narrower_link_at_the_client(Family::V4);
+    a_wan_of_1500_and_a_narrower_link_at_the_client("6.12", Family::V4);
 }
 
 #[test]
 fn ipv6_by_a_wan_of_1500() {
-    a_wan_of_1500_and_a_narrower_link_at_the_client(Family::V6);
+    a_wan_of_1500_and_a_narrower_link_at_the_client("6.12", Family::V6);
 }
 
 #[test]
 fn ipv4_by_a_wan_of_1400() {
-    a_wan_of_1400_and_back(Family::V4);
+    a_wan_of_1400_and_back("6.12", Family::V4);
 }
 
 #[test]
 fn ipv6_by_a_wan_of_1400() {
-    a_wan_of_1400_and_back(Family::V6);
+    a_wan_of_1400_and_back("6.12", Family::V6);
+}
+
+#[test]
+fn ipv4_by_a_wan_of_1500_with_linux_6_1() {
+    a_wan_of_1500_and_a_narrower_link_at_the_client("6.1", Family::V4);
+}
+
+#[test]
+fn ipv6_by_a_wan_of_1400_with_linux_6_1() {
+    a_wan_of_1400_and_back("6.1", Family::V6);
 }
 
 /// Nobody cuts a packet of IPv6 on its way: what does not fit is refused.
@@ -182,7 +192,7 @@ fn between_hosts_over_ipv6_a_wan_of_1500_is_refused_with_the_number() {
     if lacking() {
         return;
     }
-    let (stage, mut connections) = set(Family::Dual, 1_500, true);
+    let (stage, mut connections) = set("6.12", Family::Dual, 1_500, true);
     let said = chain(&stage.migrate("dallas").unwrap_err());
     let words =
         "the tunnel cannot carry the LAN's frames of 1570 bytes: the underlay passes 1500; raise its MTU to 1570";
