@@ -1,6 +1,8 @@
 //! Debian 12 as people run it: systemd, D-Bus, udev, and an owner for the network cards. A read-only disk, made by
 //! `tests/install`; what the lab puts onto it comes with the initramfs, and what the VM writes stays in its memory.
 
+pub mod cloud_init;
+
 use std::{
     ffi::CString,
     fs, io,
@@ -16,6 +18,7 @@ use crate::shell::{During as _, LabError, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     Networkd,
+    /// By profiles that cloud-init writes.
     NetworkManager,
 }
 
@@ -63,10 +66,6 @@ const MASKED: [&str; 30] = [
 /// networkd asks for an address on every card, as Debian's cloud images have it; the package's file keeps it off the second.
 const NETWORKD: &str = "[Match]\nName=eth*\n\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n";
 const NETWORKD_SPARE: &str = include_str!("../../packaging/guest/networkd-spare.network");
-/// The same for NetworkManager, which makes a profile by itself for a card that has none. It is done when both families are
-/// there, as for a card that LSM asks it for.
-const NETWORK_MANAGER: &str = "[connection]\nid=eth0\ntype=ethernet\ninterface-name=eth0\n\n[ipv4]\nmethod=auto\nmay-fail=false\n\n[ipv6]\nmethod=auto\nmay-fail=false\n";
-
 const NETWORK_MANAGER_SPARE: &str = include_str!("../../packaging/guest/NetworkManager.conf");
 /// The spare vNIC in those files as they are shipped, and in the lab.
 const SPARE: [&str; 2] = ["52:54:00:aa:00:02", "52:54:00:aa:01:02"];
@@ -110,7 +109,13 @@ pub(crate) fn onto(
         }
         Some(Owner::NetworkManager) => {
             file("/etc/systemd/system/systemd-networkd.service", LINK, "/dev/null");
-            file("/etc/NetworkManager/system-connections/eth0.nmconnection", 0o600, NETWORK_MANAGER);
+            file(&format!("/etc{}", cloud_init::GENERATOR), LINK, &format!("/lib{}", cloud_init::GENERATOR));
+            for unit in cloud_init::MASKED {
+                file(&format!("/etc/systemd/system/{unit}"), LINK, "/dev/null");
+            }
+            for (path, text) in cloud_init::FILES {
+                file(path, 0o644, text);
+            }
             let spare = NETWORK_MANAGER_SPARE.replace(SPARE[0], SPARE[1]);
             file("/etc/NetworkManager/conf.d/90-lsm.conf", 0o644, &spare);
         }

@@ -4,7 +4,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use crate::{
-    shell::{LabError, Result},
+    distribution::Owner,
+    report::spread,
+    shell::{LabError, Result, wait_for},
     stage::Stage,
     topology::{SPARE_BRIDGE, SitePlan},
 };
@@ -39,6 +41,44 @@ pub fn on_a_direct_link(stage: &Stage, addressing: &str) -> Result<Readiness> {
     plug_spare(stage, SPARE_BRIDGE)?;
     last(stage)
 }
+
+/// The same by the manager that owns the VM's cards, for both families and by itself: LSM has no part in it.
+///
+/// # Errors
+/// The VM or its host does not do it.
+pub fn alone(stage: &Stage, owner: Owner) -> Result<Duration> {
+    plug_spare(stage, &stage.topology.site(stage.guest.site()?.name()).bridge)?;
+    let mac = &stage.guest.domain().mac_b;
+    let (begin, end) = match owner {
+        Owner::Networkd => (
+            format!(
+                "printf '[Match]\nMACAddress={mac}\n[Network]\nDHCP=yes\nLinkLocalAddressing=ipv6\n' \
+                 >/run/systemd/network/00-alone.network && networkctl reload && networkctl reconfigure eth1"
+            ),
+            "rm /run/systemd/network/00-alone.network && networkctl reload && networkctl reconfigure eth1",
+        ),
+        Owner::NetworkManager => (
+            "nmcli connection add type ethernet con-name alone ifname eth1 autoconnect no ipv4.method auto ipv6.method auto \
+             && nmcli --wait 0 connection up alone"
+                .into(),
+            "nmcli connection delete alone",
+        ),
+    };
+    let taken = stage
+        .guest
+        .must(&format!("mkdir -p /run/systemd/network && set -- $(date +%s%3N) && ({begin}) >&2 && {BOTH}"))?;
+    stage.guest.must(end)?;
+    wait_for("the owner to leave the card", LIMIT, || {
+        stage.guest.exec("ip -o addr show dev eth1 scope global").ok().filter(|left| left.stdout.is_empty())
+    })?;
+    plug_spare(stage, SPARE_BRIDGE)?;
+    let taken = taken.trim();
+    taken.parse().map(Duration::from_millis).map_err(|_| LabError::Other(format!("no time: {taken}")))
+}
+
+/// In the VM, milliseconds since `$1` when the spare has addresses of both families, and may use them.
+const BOTH: &str = "until case \"$(ip -o addr show dev eth1 scope global)\" in \
+    *tentative*) false ;; *'inet '*'inet6 '*) ;; *) false ;; esac; do sleep 0.02; done; echo $(($(date +%s%3N) - $1))";
 
 /// For the command line of `lsm-guest prepare`, a LAN's addresses.
 fn by_hand(stage: &Stage, lan: &SitePlan, addressing: &str) -> String {
@@ -78,19 +118,65 @@ pub fn last(stage: &Stage) -> Result<Readiness> {
     Ok(Readiness { got: at("raising the new path")?, announced: at("announcing the new address")? })
 }
 
-/// One line for each mode.
-pub fn compare(stage: &Stage, mode: &str, direct: Readiness, tunnelled: Readiness) {
-    let round_trip: Duration = stage.topology.wan_rtt();
-    let allowed = direct.got + 2 * round_trip + MORE;
-    println!(
-        "{mode}: addresses after {} ms on a direct link, {} ms through the advance tunnel of {} ms ({} than the {} ms that are \
-         asked); announced after {} ms and {} ms",
-        direct.got.as_millis(),
-        tunnelled.got.as_millis(),
-        round_trip.as_millis(),
-        if tunnelled.got <= allowed { "sooner" } else { "LATER" },
-        allowed.as_millis(),
-        direct.announced.as_millis(),
-        tunnelled.announced.as_millis(),
-    );
+/// How often each mode is to be tried: LSM_READINESS_RUNS, or once.
+///
+/// # Panics
+/// It is no number.
+#[must_use]
+pub fn runs() -> usize {
+    std::env::var("LSM_READINESS_RUNS").map_or(1, |number| number.parse().expect("LSM_READINESS_RUNS is a number"))
+}
+
+/// One way to get addresses, as often as it was tried.
+#[derive(Debug)]
+pub struct Mode {
+    name: String,
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    /// The addresses are there, by their owner, whom lsm-guest asks nothing.
+    alone: Option<Duration>,
+    direct: Readiness,
+    tunnelled: Readiness,
+    /// The addresses may be there.
+    asked: Duration,
+}
+
+impl Mode {
+    #[must_use]
+    pub fn new(name: &str) -> Mode {
+        Mode { name: name.into(), runs: Vec::new() }
+    }
+
+    /// Of the VM's last move. `alone`: by a manager that owns the card, by itself.
+    ///
+    /// # Errors
+    /// It was not prepared.
+    pub fn add(&mut self, stage: &Stage, alone: Option<Duration>, direct: Readiness) -> Result<()> {
+        let asked = alone.unwrap_or(direct.got) + 2 * stage.topology.wan_rtt() + MORE;
+        self.runs.push(Run { alone, direct, tunnelled: last(stage)?, asked });
+        Ok(())
+    }
+
+    /// A line of README's table: medians, and the smallest and largest of several runs.
+    pub fn print(&self) {
+        let times = |time: fn(&Run) -> Option<Duration>| {
+            let milliseconds = |run: &Run| time(run).map(|time| time.as_secs_f64() * 1_000.0);
+            spread(self.runs.iter().map(milliseconds), "ms")
+        };
+        let alone = if self.runs.iter().any(|run| run.alone.is_some()) { times(|run| run.alone) } else { "-".into() };
+        let in_time = self.runs.iter().filter(|run| run.tunnelled.got <= run.asked).count();
+        println!(
+            "| {} | {alone} | {} | {} | {} | {} | {} | {in_time} of {} |",
+            self.name,
+            times(|run| Some(run.direct.got)),
+            times(|run| Some(run.direct.announced)),
+            times(|run| Some(run.tunnelled.got)),
+            times(|run| Some(run.tunnelled.announced)),
+            times(|run| Some(run.asked)),
+            self.runs.len(),
+        );
+    }
 }

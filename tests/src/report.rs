@@ -8,6 +8,7 @@ mod table;
 
 pub(crate) use chart::{escape, number, step};
 pub use html::{Curves, Mark, html};
+pub(crate) use table::spread;
 pub use table::{comparison, table};
 
 /// A step: the guest changes the priority of its paths.

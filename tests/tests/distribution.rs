@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use lsm_tests::{
     connections::move_with_connections,
-    distribution::Owner,
+    distribution::{Owner, cloud_init},
     readiness,
     shell::{LabError, Result, chain, wait_for},
     stage::{Stage, StageOptions, lacking},
     topology::SPARE_BRIDGE,
 };
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const POLICY: &str = "unprepared = \"refuse\"\nprepare_wait_ms = 20000";
@@ -62,70 +63,125 @@ fn restarted_and_stopped(stage: &Stage, owner: Owner, unit: &str, addresses: &[&
 }
 
 /// There: every connection goes on, and the VM has addresses of the new LAN, its owner's doing.
-fn moves(owner: Owner, addressing: &str, unit: &str, families: &[&str]) {
-    let stage = stage(owner, addressing);
-    let moved = (|| -> Result<()> {
-        let got: Vec<&str> = addressing.split('+').collect();
-        restarted_and_stopped(&stage, owner, unit, &got)?;
-        let direct = readiness::on_a_direct_link(&stage, addressing)?;
-        move_with_connections(&stage, "dallas")?;
-        readiness::compare(&stage, &format!("{addressing} by {owner:?}"), direct, readiness::last(&stage)?);
-        let addresses = stage.guest.must("ip -o addr show dev eth1 scope global")?;
-        for family in families {
-            if !addresses.contains(family) {
-                return Err(LabError::Other(format!("no {family} on the new vNIC: {addresses}")));
-            }
-        }
-        let old = stage.guest.must("ip -o addr show dev eth0 scope global")?;
-        if old.contains("inet ") {
-            return Err(LabError::Other(format!("the old vNIC still has an address: {old}")));
-        }
-        stage.guest.must("lsm-guest check --json").map(drop)
-    })();
-    let journal = |unit: &str| {
-        let journal = stage.guest.exec(&format!("journalctl --no-pager -o short-monotonic -u {unit}"));
-        journal.map(|outcome| outcome.stdout).unwrap_or_default()
-    };
-    if let Err(error) = moved {
-        let network = stage.guest.exec("ip addr; ip rule; ip route show table all; ip mptcp endpoint; lsm-guest check");
-        let network = network.map(|outcome| outcome.stdout).unwrap_or_default();
-        let logs = ["montreal", "dallas"].map(|site| stage.log(site)).join("\n----\n");
-        let journals = ["lsm-guest", unit].map(journal).join("\n----\n");
-        let lans = stage.lans.iter().map(|lan| lan.log()).collect::<String>();
-        panic!("{}\n{logs}\n----\n{journals}\n----\n{network}\n----\n{lans}", chain(&error));
+fn moves(stage: &Stage, mode: &mut readiness::Mode, owner: Owner, unit: &str) -> Result<()> {
+    let addressing = "dhcp+slaac";
+    let got: Vec<&str> = addressing.split('+').collect();
+    restarted_and_stopped(stage, owner, unit, &got)?;
+    if owner == Owner::NetworkManager {
+        cloud_init(stage)?;
     }
-    let log = journal(unit);
-    let [begun, ended] = match owner {
-        Owner::Networkd => ["eth0: Gained carrier", "eth0: DHCPv4 address"],
-        Owner::NetworkManager => ["(eth0): Activation: starting", "(eth0): Activation: successful"],
+    let alone = readiness::alone(stage, owner)?;
+    let direct = readiness::on_a_direct_link(stage, addressing)?;
+    move_with_connections(stage, "dallas")?;
+    mode.add(stage, Some(alone), direct)?;
+    let addresses = stage.guest.must("ip -o addr show dev eth1 scope global")?;
+    for family in ["inet 10.2.0.", "inet6 2001:db8:2:"] {
+        if !addresses.contains(family) {
+            return Err(LabError::Other(format!("no {family} on the new vNIC: {addresses}")));
+        }
+    }
+    let old = stage.guest.must("ip -o addr show dev eth0 scope global")?;
+    if old.contains("inet ") {
+        return Err(LabError::Other(format!("the old vNIC still has an address: {old}")));
+    }
+    stage.guest.must("lsm-guest check --json").map(drop)
+}
+
+/// Its next boot, as far as its network part goes.
+fn next_boot(stage: &Stage) -> Result<()> {
+    stage.guest.must("rm -rf /run/cloud-init/sem && systemctl restart cloud-init-local").map(drop)
+}
+
+/// What the agent's own look says of that, as far as it is about this: the finding, and the line that mends it.
+fn check(stage: &Stage, what: &str, about: &str) -> Result<(String, String)> {
+    let text = stage.guest.must("lsm-guest check --json")?;
+    let looked: Value = serde_json::from_str(&text).map_err(|error| LabError::Other(format!("{error}: {text}")))?;
+    let word = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    let mut findings = looked["findings"].as_array().into_iter().flatten();
+    let found = findings.find(|one| one["what"] == what && word(one, "found").contains(about));
+    let found = found.ok_or_else(|| LabError::Other(format!("nothing of {what} and {about}: {text}")))?;
+    Ok((format!("{}: {}", word(found, "verdict"), word(found, "found")), word(found, "fix")))
+}
+
+/// The first card's profile is its work, and the spare is left alone with the package's file; without it, that is found
+/// out, and mended as it is said.
+fn cloud_init(stage: &Stage) -> Result<()> {
+    let profiles = "ls /etc/NetworkManager/system-connections";
+    let is = |what: &str, found: &str, expected: &str| {
+        let as_expected = found.trim() == expected;
+        as_expected
+            .then_some(())
+            .ok_or_else(|| LabError::Other(format!("{what}: {expected:?} expected, and there was {found:?}")))
     };
-    let what = if owner == Owner::Networkd { "IPv4 alone" } else { "both families" };
-    println!(
-        "the same owner for the first card at boot, by itself, {what}: {:.2} s",
-        at(&log, ended) - at(&log, begun)
+    // Then the VM knows its cards.
+    stage.lsm_hook("montreal", &["forecast", "vm"])?;
+    let first = "cloud-init-eth0.nmconnection";
+    is("at the first boot", &stage.guest.must(profiles)?, first)?;
+    let all = cloud_init::ALL_CARDS;
+    stage.guest.must(&format!("printf '{}' >{}", all.replace('\n', "\\n"), cloud_init::NETWORK))?;
+    next_boot(stage)?;
+    is("at the next boot", &stage.guest.must(profiles)?, first)?;
+    let good = "good: configures the network at an instance's first boot, and not again";
+    is("with the package's file", &check(stage, "cloud-init", "")?.0, good)?;
+
+    stage.guest.must(&format!("rm {}", cloud_init::OPT_OUT.0))?;
+    let (may, _) = check(stage, "cloud-init", "")?;
+    is(
+        "without it",
+        &may,
+        "warning: it may configure network cards at any boot, or as one is plugged in, a spare one too",
+    )?;
+    next_boot(stage)?;
+    stage.guest.must("systemctl restart NetworkManager")?;
+    wait_for("NetworkManager to ask for the spare's addresses", LIMIT, || {
+        let devices = stage.guest.exec("nmcli --terse --fields DEVICE,STATE device").ok()?;
+        devices.stdout.contains("eth1:connecting").then_some(())
+    })?;
+    let (does, fix) = check(stage, "cloud-init", "")?;
+    let file = "/etc/NetworkManager/system-connections/cloud-init-eth1.nmconnection";
+    let expected = format!(
+        "warning: eth1 is spare, and cloud-init has it configured by {file}: somebody asks for addresses where there is no LAN"
     );
+    is("without it, after the next boot", &does, &expected)?;
+
+    let asked =
+        "warning: eth1 is spare, and NetworkManager has a profile for it: it asks for addresses where there is no LAN";
+    is("NetworkManager then", &check(stage, "vNIC", "eth1")?.0, asked)?;
+
+    let (mends, by_hand) = fix.split_once(" && editor ").unwrap_or_default();
+    is("by hand", by_hand, &format!("{file}  # take eth1 out of it"))?;
+    stage.guest.must(&format!("{mends} && rm {file} && nmcli connection reload"))?;
+    next_boot(stage)?;
+    is("mended", &stage.guest.must(profiles)?, first)?;
+    is("mended", &check(stage, "cloud-init", "")?.0, "good: configures no network")?;
+    is("mended", &check(stage, "vNIC", "eth1")?.0, "good: eth1 is spare, and nobody's")
 }
 
-/// Seconds since boot of the first line that says this.
-fn at(journal: &str, words: &str) -> f64 {
-    seconds(journal.lines().find(|line| line.contains(words)))
-}
-
-fn seconds(line: Option<&str>) -> f64 {
-    let time = line.and_then(|line| line.trim_start_matches('[').trim_start().split(']').next()?.parse().ok());
-    time.unwrap_or(f64::NAN)
+fn dhcp_and_slaac(owner: Owner, unit: &str) {
+    if lacking() {
+        return;
+    }
+    let mut mode = readiness::Mode::new(&format!("`dhcp+slaac`: {unit}"));
+    for _ in 0..readiness::runs() {
+        let stage = stage(owner, "dhcp+slaac");
+        let Err(error) = moves(&stage, &mut mode, owner, unit) else { continue };
+        let ask = format!(
+            "journalctl --no-pager -o short-monotonic -u {unit}; nmcli device; tail -n 60 /var/log/cloud-init.log; \
+             head /etc/NetworkManager/system-connections/*"
+        );
+        let journal = stage.guest.exec(&ask).map(|outcome| outcome.stdout).unwrap_or_default();
+        panic!("{}\n{}\n----\n{journal}", chain(&error), stage.story());
+    }
+    mode.print();
 }
 
 #[test]
 fn dhcp_and_slaac_by_networkd() {
-    if !lacking() {
-        moves(Owner::Networkd, "dhcp+slaac", "systemd-networkd", &["inet 10.2.0.", "inet6 2001:db8:2:"]);
-    }
+    dhcp_and_slaac(Owner::Networkd, "systemd-networkd");
 }
 
+/// In an image as clouds have it.
 #[test]
-fn dhcp_and_slaac_by_network_manager() {
-    if !lacking() {
-        moves(Owner::NetworkManager, "dhcp+slaac", "NetworkManager", &["inet 10.2.0.", "inet6 2001:db8:2:"]);
-    }
+fn dhcp_and_slaac_by_network_manager_and_cloud_init() {
+    dhcp_and_slaac(Owner::NetworkManager, "NetworkManager");
 }

@@ -1,7 +1,7 @@
 //! Who else has a hand in a VM's network cards and MPTCP endpoints, seen in the files that they keep under /run; and how it
 //! is settled who has which.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use lsm_protocol::{Mac, finding::Finding};
 use nix::ifaddrs::getifaddrs;
@@ -17,6 +17,8 @@ struct Card<'a> {
     mac: &'a str,
     /// It carries no address: nobody is to ask for one before a move.
     spare: bool,
+    /// NetworkManager asks for one, and has not got it.
+    connecting: bool,
 }
 
 /// The managed vNICs are those that a host has named; before the first word of one, none.
@@ -36,15 +38,38 @@ pub(super) fn all(root: &Path, directory: &Path) -> Vec<Finding> {
         managed.contains(&mac).then(|| (one.interface_name.as_str(), link.ifindex() as u32, mac.to_string()))
     });
     let cards: Vec<_> = cards.collect();
+    let runs = root.join("run/NetworkManager").is_dir();
+    let devices = if runs { network_manager_s_devices() } else { String::new() };
     let cards: Vec<_> = cards
         .iter()
-        .map(|(name, ifindex, mac)| Card { name, ifindex: *ifindex, mac, spare: !has_address(name) })
+        .map(|(name, ifindex, mac)| Card {
+            name,
+            ifindex: *ifindex,
+            mac,
+            spare: !has_address(name),
+            connecting: connecting(&devices, name),
+        })
         .collect();
     let mut findings = owners(root, &cards);
-    if root.join("run/NetworkManager").is_dir() {
+    if runs {
         findings.push(network_manager(root));
     }
     findings
+}
+
+/// A line for each: its name, its state, its profile. In a file it has those alone that are up, and on a LAN where nobody
+/// answers none ever is.
+fn network_manager_s_devices() -> String {
+    let told = Command::new("nmcli").args(["--terse", "--fields", "DEVICE,STATE,CONNECTION", "device"]).output();
+    told.map(|told| String::from_utf8_lossy(&told.stdout).into_owned()).unwrap_or_default()
+}
+
+/// Other than for LSM.
+fn connecting(devices: &str, card: &str) -> bool {
+    devices
+        .lines()
+        .filter_map(|line| line.strip_prefix(card)?.strip_prefix(":connecting"))
+        .any(|of| !of.contains(":lsm "))
 }
 
 /// Looks at the files of the system below `root`.
@@ -63,7 +88,7 @@ fn owners(root: &Path, cards: &[Card<'_>]) -> Vec<Finding> {
 }
 
 fn of_card(root: &Path, card: &Card<'_>) -> Option<Finding> {
-    let Card { name, ifindex, mac, spare } = *card;
+    let Card { name, ifindex, mac, spare, connecting } = *card;
     let networkd = read(root, &format!("run/systemd/netif/links/{ifindex}"));
     let network_manager = read(root, &format!("run/NetworkManager/devices/{ifindex}"));
     let file = networkd.lines().find_map(|line| line.strip_prefix("NETWORK_FILE="));
@@ -85,13 +110,13 @@ fn of_card(root: &Path, card: &Card<'_>) -> Option<Finding> {
                 "printf '[Match]\\nMACAddress={mac}\\n[Link]\\nUnmanaged=yes\\n' >/etc/systemd/network/00-lsm-spare.network && networkctl reload"
             ),
         ),
-        (_, Some(_)) if spare => Finding::warning(
+        (_, profile) if spare && (profile.is_some() || connecting) => Finding::warning(
             "vNIC",
             format!(
-                "{name} is spare, and NetworkManager has a profile up on it: it asks for addresses where there is no LAN"
+                "{name} is spare, and NetworkManager has a profile for it: it asks for addresses where there is no LAN"
             ),
             format!(
-                "printf '[main]\\nno-auto-default={mac}\\n' >/etc/NetworkManager/conf.d/90-lsm.conf && systemctl reload NetworkManager && nmcli device disconnect {name}"
+                "printf '[main]\\nno-auto-default={mac}\\n' >/etc/NetworkManager/conf.d/90-lsm-spare.conf && systemctl reload NetworkManager && nmcli device disconnect {name}"
             ),
         ),
         (Some(file), _) => Finding::good("vNIC", format!("{name}: systemd-networkd, by {file}")),
@@ -126,7 +151,7 @@ mod tests {
             fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
             fs::write(root.join(path), text).unwrap();
         };
-        let card = |spare| Card { name: "eth1", ifindex: 3, mac: "52:54:00:aa:00:02", spare };
+        let card = |spare| Card { name: "eth1", ifindex: 3, mac: "52:54:00:aa:00:02", spare, connecting: false };
         let look = |spare| owners(&root, &[card(spare)]);
         let one = |spare| look(spare).swap_remove(0);
         assert_eq!((one(true).verdict, one(false).verdict), (Verdict::Good, Verdict::Good));
@@ -148,6 +173,13 @@ mod tests {
         assert!(one(true).fix.unwrap().contains("no-auto-default=52:54:00:aa:00:02"));
         write("run/NetworkManager/devices/3", "connection-uuid=6c736d00-0000-4000-8000-525400aa0002\n");
         assert_eq!(one(true).verdict, Verdict::Good, "ours");
+
+        let devices = "eth1:connecting (getting IP configuration):Wired connection 2\neth10:connected:lsm x\n";
+        assert!(connecting(devices, "eth1") && !connecting(devices, "eth10") && !connecting(devices, "eth"));
+        assert!(!connecting("eth1:connecting (prepare):lsm 52\\:54\\:00\\:aa\\:00\\:02\n", "eth1"), "ours");
+        write("run/NetworkManager/devices/3", "[device]\nmanaged=true\n");
+        let asked = owners(&root, &[Card { connecting: true, ..card(true) }]).swap_remove(0);
+        assert!(asked.found.contains("asks for addresses") && asked.verdict == Verdict::Warning);
 
         write("proc/77/comm", "mptcpd\n");
         let found = look(true).pop().unwrap();

@@ -79,7 +79,8 @@ fn total(report: &MoveReport) -> u64 {
     report.connections.total
 }
 
-fn spread(values: impl Iterator<Item = Option<f64>>, unit: &str) -> String {
+/// Their median, and the smallest and largest of several.
+pub(crate) fn spread(values: impl Iterator<Item = Option<f64>>, unit: &str) -> String {
     let all: Vec<Option<f64>> = values.collect();
     let known: Vec<f64> = all.iter().flatten().copied().collect();
     let Some(middle) = median(&known) else { return "never".to_owned() };
