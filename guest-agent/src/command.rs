@@ -7,7 +7,7 @@ mod force;
 
 use std::{collections::HashMap, path::PathBuf};
 
-use crate::{bus, config};
+use crate::{bus, config, switched};
 use clap::{Parser, Subcommand, ValueEnum};
 use lsm_protocol::{forecast::Shown, report::Report};
 use tokio::net::UnixStream;
@@ -32,6 +32,9 @@ enum Command {
     },
     /// Make programs that ask for TCP speak Multipath TCP, as the configuration says.
     Force(force::Arguments),
+    /// What lsm-guest-scripts@.service is: run the executables in /etc/lsm/switched.d for who asks on standard input.
+    #[command(hide = true)]
+    Scripts,
     /// Look whether everything is in order; the exit status says it too.
     Check(check::Arguments),
     /// Show where the agent stands.
@@ -164,6 +167,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Force(arguments) => return force::run(arguments, &directory),
         Command::Check(arguments) => return check::run(arguments, &directory),
+        Command::Scripts => return Ok(lsm_scripts::serve(switched::DIRECTORY.as_ref()).await?),
         _ => {}
     }
     let socket = directory.join("guest.sock");
@@ -201,6 +205,7 @@ async fn ask(guest: &Guest1Proxy<'_>, command: Command) -> zbus::Result<()> {
     match command {
         Command::Run { .. }
         | Command::Force(_)
+        | Command::Scripts
         | Command::Check(_)
         | Command::Hold { .. }
         | Command::Signals { .. } => {}

@@ -93,7 +93,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
     tokio::spawn(serial::serve(key, news_in));
     tokio::spawn(bus::serve_socket(directory.join("guest.sock"), bus.clone()));
     tokio::spawn(bus::serve_system_bus(bus));
-    tokio::task::spawn_local(switched::tell(moves_out, told_in, config.script_deadline));
+    tokio::task::spawn_local(switched::tell(directory.to_owned(), moves_out, told_in, config.script_deadline));
     daemon.go_on_extending();
     daemon.tell_scripts(); // what an agent that died left undone
     daemon.holds.begin(now()); // for a preparation that goes on

@@ -1,7 +1,10 @@
 //! What the VM is told when it is at its new site: the operator's scripts in `/etc/lsm/switched.d`. One run after the
 //! other, beside the agent's own work.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lsm_protocol::{Addresses, FromGuest, MigrationId, Side};
 use lsm_scripts::Ran;
@@ -11,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::record::Paths;
 
 /// Where they are.
-const DIRECTORY: &str = "/etc/lsm/switched.d";
+pub const DIRECTORY: &str = "/etc/lsm/switched.d";
 
 /// From which addresses to which the VM's traffic went, for good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,10 +47,19 @@ impl Move {
     }
 }
 
-/// Runs the scripts for each move that comes in, and gives it back with what became of them. `deadline`: of each script.
-pub async fn tell(mut moves: mpsc::UnboundedReceiver<Move>, told: mpsc::UnboundedSender<Move>, deadline: Duration) {
+/// Where the unit that runs them listens, in the agent's directory.
+const SOCKET: &str = "switched.sock";
+
+/// Has the scripts run for each move that comes in, and gives it back with what became of them. `deadline`: of each.
+pub async fn tell(
+    directory: PathBuf,
+    mut moves: mpsc::UnboundedReceiver<Move>,
+    told: mpsc::UnboundedSender<Move>,
+    deadline: Duration,
+) {
+    let socket = directory.join(SOCKET);
     while let Some(mut one) = moves.recv().await {
-        one.scripts = Some(lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), deadline).await);
+        one.scripts = Some(lsm_scripts::ask(&socket, Path::new(DIRECTORY), &one.variables(), deadline).await);
         let _ = told.send(one);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{adopt, check, config, estimate, hook, init, report, service, status, story};
+use crate::{adopt, check, config, dial, estimate, hook, init, moved, report, service, status, story};
 use clap::{Parser, Subcommand};
 use lsm_protocol::{Mac, finding::Verdict, forecast::Shown};
 
@@ -90,6 +90,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What lsm-hook-scripts@.service is: run the executables in /etc/lsm/moved.d for who asks on standard input.
+    #[command(hide = true)]
+    Scripts,
+    /// What lsm-hook-dial.service is: connect to peers for the service.
+    #[command(hide = true)]
+    Dial {
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// What libvirt's hook does: VM OPERATION SUB-OPERATION EXTRA, the XML on standard input.
     Hook { arguments: Vec<std::ffi::OsString> },
 }
@@ -99,6 +108,13 @@ pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Hook { arguments } => return hook::run(&arguments),
         Command::Serve { config, directory } => serve(&config, &directory),
+        Command::Scripts => {
+            alone(async { lsm_scripts::serve(moved::DIRECTORY.as_ref()).await.map_err(|e| e.to_string()) })
+        }
+        Command::Dial { config } => {
+            lsm_records::journal::init("lsm-hook");
+            alone(dial::serve(&config))
+        }
         Command::Check { vm, config, json } => check(&config, vm.as_deref(), json),
         Command::Status { json } => show_status(json),
         Command::Forecast { vm, json } => show_forecast(&vm, json),
@@ -120,9 +136,13 @@ pub fn main() -> ExitCode {
 
 fn serve(config: &Path, directory: &std::path::Path) -> Result<(), String> {
     lsm_records::journal::init("lsm-hook");
+    alone(async { service::serve(config, directory).await.map_err(|e| story(&*e)) })
+}
+
+/// Everything stays on this one thread; what a migration shares needs no locks.
+fn alone(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    // Everything stays on this one thread; what a migration shares needs no locks.
-    tokio::task::LocalSet::new().block_on(&runtime, service::serve(config, directory)).map_err(|e| story(&*e))
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 fn check(config: &Path, vm: Option<&str>, json: bool) -> Result<(), String> {

@@ -37,6 +37,8 @@ pub struct Host {
     pub reports: Rc<Reports>,
     /// Of migrations themselves: memory and disks.
     pub streams: Rc<Streams>,
+    /// Sockets and state.
+    pub directory: PathBuf,
     /// State files of migrations.
     pub state: PathBuf,
 }

@@ -10,6 +10,7 @@ mod clock;
 pub mod command;
 pub mod config;
 mod departure;
+mod dial;
 pub mod divert;
 pub mod domain;
 pub mod estimate;

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{read_json, write_json};
 
 /// Where they are.
-const DIRECTORY: &str = "/etc/lsm/moved.d";
+pub const DIRECTORY: &str = "/etc/lsm/moved.d";
+/// Where the unit that runs them listens, in the service's directory.
+const SOCKET: &str = "moved.sock";
 /// Moves that are remembered after they are over.
 const REMEMBERED: usize = 20;
 
@@ -59,6 +61,7 @@ impl Move {
 #[derive(Debug)]
 pub struct Moves {
     file: PathBuf,
+    socket: PathBuf,
     /// One of each migration.
     last: RefCell<VecDeque<Move>>,
     /// Of each script.
@@ -71,7 +74,8 @@ impl Moves {
     pub fn open(directory: &Path, deadline: Duration) -> io::Result<Moves> {
         let file = directory.join("moved.json");
         let last: VecDeque<Move> = read_json(&file)?.unwrap_or_default();
-        Ok(Moves { file, last: last.into(), deadline, running: RefCell::default() })
+        let socket = directory.join(SOCKET);
+        Ok(Moves { file, socket, last: last.into(), deadline, running: RefCell::default() })
     }
 
     /// Each, the latest last.
@@ -143,7 +147,7 @@ impl Moves {
             let migration = one.migration.clone();
             let mut next = Some(one);
             while let Some(one) = next {
-                let ran = lsm_scripts::run(Path::new(DIRECTORY), &one.variables(), moves.deadline).await;
+                let ran = lsm_scripts::ask(&moves.socket, Path::new(DIRECTORY), &one.variables(), moves.deadline).await;
                 if let Some(of) = moves.last.borrow_mut().iter_mut().find(|of| of.is(&one)) {
                     of.scripts = Some(ran);
                 }

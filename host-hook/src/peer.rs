@@ -46,10 +46,23 @@ enum Verdict {
 /// # Errors
 /// Where it cannot be reached within 5 s, is not who it should be, or does not want this host.
 pub async fn connect(identity: &Identity, name: &str, address: &str) -> Result<Channel, PeerError> {
+    connect_by(identity, name, address, TcpStream::connect(address)).await
+}
+
+/// [`connect`], where somebody else makes the connection.
+///
+/// # Errors
+/// As of [`connect`].
+pub async fn connect_by(
+    identity: &Identity,
+    name: &str,
+    address: &str,
+    tcp: impl Future<Output = std::io::Result<TcpStream>>,
+) -> Result<Channel, PeerError> {
     let handshake = async {
         let server = ServerName::try_from(name.to_owned()).map_err(|_| PeerError::BadName { peer: name.into() })?;
         let unreachable = |cause| PeerError::Unreachable { peer: name.into(), address: address.into(), cause };
-        let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
+        let tcp = tcp.await.map_err(unreachable)?;
         keep_alive(&tcp).map_err(unreachable)?;
         let failed = |cause| handshake_failed(identity, name, Side::Called, cause);
         let connector = TlsConnector::from(identity.client.clone());

@@ -12,6 +12,7 @@ use lsm_protocol::{
 use tokio::{net::TcpStream, sync::mpsc};
 
 use crate::{
+    dial,
     host::Host,
     line::{Line, LineError},
     peer, story,
@@ -58,7 +59,9 @@ async fn keep(
     let mut unsent = None;
     loop {
         let Some(configured) = host.config.peers.get(&name) else { return };
-        let failure = match peer::connect(&host.identity, &name, &configured.address).await {
+        let address = &configured.address;
+        let tcp = dial::connect(&host.directory, &name, address);
+        let failure = match peer::connect_by(&host.identity, &name, address, tcp).await {
             Ok(channel) => match in_time(Line::call(Box::new(channel), Wire::Stream, None)).await {
                 Ok(line) => {
                     wait = AGAIN;

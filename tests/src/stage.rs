@@ -515,5 +515,15 @@ fn installed(image: ImageBuilder, agent: &Path) -> Result<ImageBuilder> {
         .file("/usr/sbin/lsm-guest", 0o755, agent)
         .file("/etc/dbus-1/system.d/org.lsm.Guest1.conf", 0o644, *bus)
         .file("/etc/tmpfiles.d/lsm.conf", 0o644, *include_bytes!("../../packaging/tmpfiles.conf"))
+        .file(
+            "/etc/systemd/system/lsm-guest-scripts@.service",
+            0o644,
+            *include_bytes!("../../systemd/lsm-guest-scripts@.service"),
+        )
+        .file(
+            "/etc/systemd/system/lsm-guest-scripts.socket",
+            0o644,
+            *include_bytes!("../../systemd/lsm-guest-scripts.socket"),
+        )
         .unit("lsm-guest", include_str!("../../systemd/lsm-guest.service")))
 }

@@ -3,11 +3,13 @@
 
 mod fitness;
 mod process;
+mod unit;
 
 use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use fitness::Script;
 use serde::{Deserialize, Serialize};
+pub use unit::{ask, serve};
 
 /// A script that takes longer is killed, with all of its process group. Both configurations can say otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -54,6 +56,14 @@ impl Ran {
     pub fn is_good(&self) -> bool {
         self.outcome == Outcome::Exited(0)
     }
+
+    fn log(&self, directory: &Path) {
+        if self.is_good() {
+            tracing::info!(directory = %directory.display(), "{self}");
+        } else {
+            tracing::warn!(directory = %directory.display(), "{self}");
+        }
+    }
 }
 
 impl fmt::Display for Ran {
@@ -91,7 +101,7 @@ pub async fn run(directory: &Path, variables: &[(&str, String)], deadline: Durat
         Ok(found) => found,
         Err(why) => {
             let ran = Ran { name: directory.display().to_string(), outcome: Outcome::Refused(why), ms: 0 };
-            tracing::warn!("{ran}");
+            ran.log(directory);
             return vec![ran];
         }
     };
@@ -103,11 +113,7 @@ pub async fn run(directory: &Path, variables: &[(&str, String)], deadline: Durat
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let ran = Ran { name, outcome, ms: took.as_millis() as u64 };
-        if ran.is_good() {
-            tracing::info!(directory = %directory.display(), "{ran}");
-        } else {
-            tracing::warn!(directory = %directory.display(), "{ran}");
-        }
+        ran.log(directory);
         all.push(ran);
     }
     all

@@ -1,13 +1,14 @@
 //! Requests to the kernel's route netlink that are answered before the call returns: no task is switched, nothing is
 //! awaited. The kernel does the work inside `send`, so the answer is there when `recv` asks for it.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -72,6 +73,59 @@ impl Rtnl {
         match self.ask(RouteNetlinkMessage::GetLink(message), 0)? {
             Some(RouteNetlinkMessage::NewLink(link)) => Ok(link),
             _ => Err(io::Error::other("the kernel gave no link")),
+        }
+    }
+
+    /// Whether an address is this host's.
+    pub(crate) fn is_own(&self, address: IpAddr) -> io::Result<bool> {
+        Ok(self.route(address, None)?.header.kind == RouteType::Local)
+    }
+
+    /// The largest packet that goes to there whole, in bytes, by the kernel's present knowledge.
+    pub(crate) fn mtu_to(&self, to: IpAddr, from: IpAddr) -> io::Result<u32> {
+        let route = self.route(to, Some(from))?;
+        let metrics = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => Some(metrics.as_slice()),
+            _ => None,
+        });
+        let learned = metrics.unwrap_or_default().iter().find_map(|metric| match metric {
+            RouteMetric::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        if let Some(mtu) = learned {
+            return Ok(mtu);
+        }
+        let mut message = LinkMessage::default();
+        message.header.index = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })
+            .ok_or_else(|| io::Error::other("the kernel's route has no interface"))?;
+        let link = self.get_link(message)?;
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        mtu.ok_or_else(|| io::Error::other("the kernel gave no MTU"))
+    }
+
+    /// The route that a packet would take.
+    fn route(&self, to: IpAddr, from: Option<IpAddr>) -> io::Result<RouteMessage> {
+        let (family, whole) = if to.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.destination_prefix_length = whole;
+        message.attributes.push(RouteAttribute::Destination(to.into()));
+        if let Some(from) = from {
+            message.header.source_prefix_length = whole;
+            message.attributes.push(RouteAttribute::Source(from.into()));
+        }
+        match self.ask(RouteNetlinkMessage::GetRoute(message), 0)? {
+            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
+            _ => Err(io::Error::other("the kernel gave no route")),
         }
     }
 

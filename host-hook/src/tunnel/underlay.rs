@@ -1,16 +1,11 @@
 //! What the underlay between two hosts carries.
 
-use std::{
-    io,
-    net::{IpAddr, UdpSocket},
-};
+use std::io;
 
-use nix::{
-    getsockopt_impl, libc, sockopt_impl,
-    sys::socket::{getsockopt, sockopt::IpMtu},
-};
+use nix::errno::Errno;
 
 use super::{TunnelError, TunnelSpec};
+use crate::divert::Rtnl;
 
 // Around the LAN's packet: its Ethernet header 14, VXLAN 8, UDP 8, and the outer IP header (RFC 7348, section 5).
 const OVERHEAD_V4: u32 = 14 + 8 + 8 + 20;
@@ -41,33 +36,17 @@ impl PathMtu {
     }
 }
 
-sockopt_impl!(
-    /// Like `IpMtu`; nix has only the IPv4 one.
-    Ipv6Mtu,
-    GetOnly,
-    libc::IPPROTO_IPV6,
-    libc::IPV6_MTU,
-    i32
-);
-
 /// The numbers for one tunnel. Counts what the kernel has learned of the path so far; sends nothing.
 ///
 /// # Errors
 /// When this host has no such address or no route to the other one.
 pub fn path_mtu(spec: &TunnelSpec) -> Result<PathMtu, TunnelError> {
-    let (underlay, overhead) = match spec.remote {
-        IpAddr::V4(_) => (ask(spec, |socket| getsockopt(socket, IpMtu))?, OVERHEAD_V4),
-        IpAddr::V6(_) => (ask(spec, |socket| getsockopt(socket, Ipv6Mtu))?, OVERHEAD_V6),
-    };
-    Ok(PathMtu { underlay, needed: spec.mtu + overhead, may_fragment: spec.remote.is_ipv4() })
-}
-
-fn ask(spec: &TunnelSpec, mtu: impl FnOnce(&UdpSocket) -> nix::Result<i32>) -> Result<u32, TunnelError> {
     let io = |what: String| move |source: io::Error| TunnelError::Io { what, source };
-    let socket = UdpSocket::bind((spec.local, 0))
-        .map_err(io(format!("use the tunnel address {}: see [tunnel] address in host.toml", spec.local)))?;
-    socket.connect((spec.remote, spec.port)).map_err(io(format!("reach {} from {}", spec.remote, spec.local)))?;
-    let mtu = mtu(&socket).map_err(io::Error::from);
-    let mtu = mtu.map_err(io(format!("read the MTU of the path from {} to {}", spec.local, spec.remote)))?;
-    Ok(u32::try_from(mtu).unwrap_or(0))
+    let TunnelSpec { local, remote, .. } = *spec;
+    let kernel = Rtnl::open().map_err(io("ask the kernel for routes".to_owned()))?;
+    let own = kernel.is_own(local).and_then(|own| own.then_some(()).ok_or_else(|| Errno::EADDRNOTAVAIL.into()));
+    own.map_err(io(format!("use the tunnel address {local}: see [tunnel] address in host.toml")))?;
+    let underlay = kernel.mtu_to(remote, local).map_err(io(format!("reach {remote} from {local}")))?;
+    let overhead = if remote.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    Ok(PathMtu { underlay, needed: spec.mtu + overhead, may_fragment: remote.is_ipv4() })
 }
