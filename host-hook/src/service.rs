@@ -3,13 +3,14 @@
 
 mod afresh;
 mod inlets;
+mod questions;
 mod sockets;
 
 use std::{
     collections::{BTreeSet, HashMap},
     path::Path,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lsm_protocol::{
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::{
     afresh::{Found, Question},
     inlets::{take_events, take_hooks, take_peers},
+    questions::Questions,
     sockets::Sockets,
 };
 use crate::{
@@ -105,6 +107,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         arrivals: HashMap::new(),
         printed: HashMap::new(),
         question: Question::default(),
+        questions: Questions::default(),
     };
     service.resume().await;
     host.moves.resume();
@@ -156,6 +159,7 @@ struct Service {
     /// What was printed for each VM that comes: where the hook is installed twice, it comes back as the second one's input.
     printed: HashMap<MigrationId, String>,
     question: Question,
+    questions: Questions,
 }
 
 impl Service {
@@ -341,12 +345,14 @@ impl Service {
 
     fn peer(&mut self, name: String, handle: PeerHandle, message: Peer) {
         match message {
+            Peer::Locate { .. } if !self.questions.may_locate(&name, Instant::now()) => {}
             Peer::Locate { vm } => {
                 let running = self.running(vm);
                 handle.tell(Peer::Located { vm, running });
             }
             Peer::Foresee { vm } => {
-                let forecast = self.host.inventory.borrow().get(vm).map(|vm| self.foresee(vm));
+                let may = self.questions.may_foresee(&name, vm, Instant::now());
+                let forecast = self.host.inventory.borrow().get(vm).filter(|_| may).map(|vm| self.foresee(vm));
                 tokio::task::spawn_local(async move {
                     let forecast = match forecast {
                         Some(forecast) => forecast.await.map(|forecast| forecast.page(0)),
