@@ -1,5 +1,7 @@
 //! A VM leaves this host: the source's machine and what it orders.
 
+mod following;
+
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use lsm_protocol::{
@@ -33,8 +35,7 @@ use crate::{
     },
 };
 
-/// How often the copy's progress is asked for.
-const FOLLOW: Duration = Duration::from_millis(100);
+pub use self::following::Followed;
 
 /// What the service passes on to a departure.
 pub enum News {
@@ -364,7 +365,6 @@ impl Departure {
         }
     }
 
-    /// Opens what the stop needs, and asks how far the copy is.
     /// Asks libvirt to; what becomes of it is seen by the VM's state.
     fn call_off(&self, offer: &Offer) {
         let (vm, migration) = (offer.vm.to_string(), offer.migration);
@@ -379,6 +379,7 @@ impl Departure {
         });
     }
 
+    /// Opens what the stop needs, and asks how far the copy is.
     fn follow(&mut self, offer: &Offer) {
         match self.prepare_divert(offer) {
             Ok(divert) => self.divert = Some(divert),
@@ -387,29 +388,8 @@ impl Departure {
             }
         }
         if offer.join == Join::Before {
-            let (progress, vm) = (self.progress.0.clone(), offer.vm);
-            let task = tokio::task::spawn_local(async move {
-                let (jobs, uuid) = (libvirt::Jobs::open(libvirt::Place::default()).await, vm.to_string());
-                let (mut told, mut pace) = (String::new(), Pace::default());
-                loop {
-                    tokio::time::sleep(FOLLOW).await;
-                    match jobs.progress(&uuid).await {
-                        Ok(job) => {
-                            let left = job.as_ref().and_then(|job| pace.left(job));
-                            tracing::debug!(?job, left, "the copy's progress");
-                            if left.is_some_and(|left| progress.send(left).is_err()) {
-                                return;
-                            }
-                        }
-                        Err(error) if story(&error) != told => {
-                            told = story(&error);
-                            tracing::warn!(error = told, "cannot follow the copy; an early flip may come too late");
-                        }
-                        Err(_) => {}
-                    }
-                }
-            });
-            self.follower = Some(task.abort_handle());
+            let following = following::follow(self.host.followed.clone(), offer.vm, self.progress.0.clone());
+            self.follower = Some(tokio::task::spawn_local(following).abort_handle());
         }
     }
 
@@ -491,29 +471,6 @@ impl Departure {
             self.saved.machine.deadline(),
             &self.saved.account.steps,
         )
-    }
-}
-
-/// How fast the copy goes. What QEMU calls its rate is that of the bytes sent; memory that holds zeros is done at once,
-/// and the remainder falls much faster there.
-#[derive(Default)]
-struct Pace {
-    last: Option<(Duration, u64)>,
-}
-
-impl Pace {
-    /// How long the copy will go on, in milliseconds; `None` before QEMU has measured anything.
-    fn left(&mut self, job: &libvirt::Progress) -> Option<u64> {
-        if job.data_total == 0 {
-            return None;
-        }
-        let remaining = job.memory_remaining + job.disk_remaining;
-        let seen = self.last.replace((job.elapsed, remaining)).and_then(|(then, before)| {
-            let elapsed = job.elapsed.saturating_sub(then).as_millis() as u64;
-            before.checked_sub(remaining)?.saturating_mul(1_000).checked_div(elapsed)
-        });
-        let rate = (job.memory_rate + job.disk_rate).max(seen.unwrap_or(0));
-        if remaining == 0 { Some(0) } else { remaining.saturating_mul(1_000).checked_div(rate) }
     }
 }
 

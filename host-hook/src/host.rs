@@ -7,6 +7,7 @@ use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
 use crate::{
     claims::Claims,
     config::{Config, Underlay},
+    departure::Followed,
     divert::Fdb,
     inventory::Inventory,
     moved::Moves,
@@ -37,6 +38,8 @@ pub struct Host {
     pub reports: Rc<Reports>,
     /// Of migrations themselves: memory and disks.
     pub streams: Rc<Streams>,
+    /// Copies of VMs that leave.
+    pub followed: Followed,
     /// Sockets and state.
     pub directory: PathBuf,
     /// State files of migrations.

@@ -95,6 +95,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
         reports: Rc::new(Reports::open(&config.reports)),
         streams: Streams::new(&config.stream, directory),
+        followed: Rc::default(),
         directory: directory.to_owned(),
         state: directory.join("migrations"),
         config,

@@ -61,6 +61,11 @@ impl Jobs {
         Self { place, bus }
     }
 
+    /// Asking is a message, not a process.
+    pub fn are_cheap(&self) -> bool {
+        self.bus.is_some()
+    }
+
     /// The progress of a domain's job; `None` when it has none. Never call this while a hook of the domain waits.
     ///
     /// # Errors
