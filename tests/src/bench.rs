@@ -4,6 +4,7 @@
 mod figure_12;
 mod harney;
 mod hook_call;
+mod hosts;
 mod notes;
 mod page;
 mod planned;
@@ -41,8 +42,14 @@ struct Benchmark {
     show: fn(&Notes, &mut Page),
 }
 
-const ALL: [&Benchmark; 5] =
-    [&stream::BENCHMARK, &figure_12::BENCHMARK, &planned::BENCHMARK, &harney::BENCHMARK, &hook_call::BENCHMARK];
+const ALL: [&Benchmark; 6] = [
+    &stream::BENCHMARK,
+    &figure_12::BENCHMARK,
+    &planned::BENCHMARK,
+    &harney::BENCHMARK,
+    &hook_call::BENCHMARK,
+    &hosts::BENCHMARK,
+];
 
 /// What the operator of the bench wants.
 #[derive(Debug, Clone)]

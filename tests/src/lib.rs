@@ -12,6 +12,7 @@ pub mod connections;
 pub mod container;
 pub mod conversation;
 pub mod cores;
+pub mod crowd;
 pub mod demo;
 pub mod distribution;
 pub mod domain;

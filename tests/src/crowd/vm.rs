@@ -1,0 +1,178 @@
+//! A VM of the crowd, and its move, as libvirt and QEMU would make it.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    net::IpAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::{guest::Guest, host::Host, tap};
+use crate::{
+    shell::{During as _, LabError, Result, wait_for},
+    topology::SPARE_BRIDGE,
+};
+
+/// So long its memory is copied, and so long it stands.
+const COPY: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(300);
+
+pub(super) struct Vm {
+    name: String,
+    uuid: String,
+    macs: [[u8; 6]; 2],
+    guest: Guest,
+    from: Arc<Host>,
+    to: Arc<Host>,
+    taps: Vec<File>,
+}
+
+/// Milliseconds, and what they were waited for.
+type Took = Vec<(&'static str, f64)>;
+
+impl Vm {
+    /// It runs on the first host.
+    pub(super) fn start(number: usize, from: Arc<Host>, to: Arc<Host>) -> Result<Vm> {
+        let name = format!("vm{number}");
+        let [high, low] = (number as u16).to_be_bytes();
+        let guest = Guest::start([&from, &to].map(|host| host.channel(&name)).each_ref().map(|path| path.as_path()))?;
+        let uuid = format!("4c534d00-0000-4000-8000-00000000{number:04x}");
+        let macs = [1, 2].map(|card| [0x52, 0x54, 0, high, low, card]);
+        let mut vm = Vm { name, uuid, macs, guest, from, to, taps: Vec::new() };
+        let bridges = [vm.from.lan_bridge(), SPARE_BRIDGE.to_owned()];
+        vm.plug_in(&vm.from.clone(), &bridges)?;
+        let xml = vm.xml(&vm.from, &bridges, [Some(vm.from.name), None]);
+        vm.from.has(&vm.uuid, Some(true))?;
+        vm.from.hook(&vm.name, "started", "begin", &xml)?;
+        Ok(vm)
+    }
+
+    /// The new address, as the guest was given it.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.guest.known.lock().ok()?.address
+    }
+
+    fn mac(&self, card: usize) -> String {
+        self.macs[card].map(|byte| format!("{byte:02x}")).join(":")
+    }
+
+    fn tap(&self, card: usize) -> String {
+        format!("{}c{card}", self.name)
+    }
+
+    fn plug_in(&mut self, host: &Host, bridges: &[String; 2]) -> Result<()> {
+        for (card, bridge) in bridges.iter().enumerate() {
+            let name = self.tap(card);
+            self.taps.push(tap(host, &name)?);
+            host.plug(&name, bridge)?;
+        }
+        Ok(())
+    }
+
+    fn xml(&self, host: &Host, bridges: &[String; 2], lans: [Option<&str>; 2]) -> String {
+        let vnic = |card: usize| {
+            let lan = lans[card].map(|lan| format!(r#" lan="{lan}""#)).unwrap_or_default();
+            format!(r#"<lsm:vnic mac="{}"{lan}/>"#, self.mac(card))
+        };
+        let card = |card: usize| {
+            format!(
+                r#"<interface type="bridge"><mac address="{}"/><source bridge="{}"/><target dev="{}"/></interface>"#,
+                self.mac(card),
+                bridges[card],
+                self.tap(card)
+            )
+        };
+        format!(
+            r#"<domain type="kvm"><name>{}</name><uuid>{}</uuid><metadata><lsm:vm xmlns:lsm="urn:lsm:1">{}{}</lsm:vm></metadata><devices>{}{}<channel type="unix"><source mode="bind" path="{}"/><target type="virtio" name="org.lsm.guest.0"/></channel></devices></domain>"#,
+            self.name,
+            self.uuid,
+            vnic(0),
+            vnic(1),
+            card(0),
+            card(1),
+            host.channel(&self.name).display()
+        )
+    }
+
+    /// The whole move. Gives the VM back, at its new place, and what it took.
+    pub(super) fn go(mut self, limit: Duration) -> Result<(Vm, Took)> {
+        let mut took = Took::new();
+        let (from, to) = (self.from.clone(), self.to.clone());
+        let failed = |what: &str, error: &LabError| LabError::Other(format!("{what}: {}", crate::shell::chain(error)));
+        let begun = Instant::now();
+        let ours = self.xml(&from, &[from.lan_bridge(), SPARE_BRIDGE.to_owned()], [Some(from.name), None]);
+        let answer = to.hook(&self.name, "migrate", "begin", &ours).map_err(|error| failed(&self.name, &error))?;
+        took.push(("migrate begin, to its answer", ms(begun)));
+        let bridges = [0, 1].map(|card| bridge_of(&answer, &self.mac(card)));
+        let [Some(home), Some(lan)] = bridges else {
+            return Err(LabError::Other(format!("{}: no bridges in {answer}", self.name)));
+        };
+        if lan != to.lan_bridge() {
+            return Err(LabError::Other(format!("{} is plugged into {lan}", self.name)));
+        }
+        let bridges = [home, lan];
+        let xml = self.xml(&to, &bridges, [Some(from.name), Some(to.name)]);
+        let left = std::mem::take(&mut self.taps);
+        let begun = Instant::now();
+        to.hook(&self.name, "prepare", "begin", &xml)?;
+        self.plug_in(&to, &bridges)?;
+        to.has(&self.uuid, Some(false))?;
+        to.hook(&self.name, "started", "begin", &xml)?;
+        took.push(("prepare and started", ms(begun)));
+
+        thread::sleep(COPY);
+        let stopped = unix_ms();
+        from.has(&self.uuid, Some(false))?;
+        from.event(&self.name, "Suspended Migrated")?;
+        thread::sleep(PAUSE);
+        let arrived = Instant::now();
+        self.guest.arrive();
+        to.has(&self.uuid, Some(true))?;
+        to.event(&self.name, "Resumed Migrated")?;
+        for (card, mut tap) in self.taps.iter().enumerate() {
+            // What QEMU says for a VM that has arrived.
+            tap.write_all(&announcement(self.macs[card])).during(|| format!("announce {}", self.name))?;
+        }
+        from.has(&self.uuid, None)?;
+        from.event(&self.name, "Stopped Migrated")?;
+        drop(left);
+        from.hook(&self.name, "stopped", "end", &ours)?;
+        from.hook(&self.name, "release", "end", &ours)?;
+        let settled = wait_for(&format!("{} to settle", self.name), limit, || self.guest.known.lock().ok()?.settled)?;
+        took.push(("arrival, to the guest's word that it has settled", (settled - arrived).as_secs_f64() * 1_000.0));
+        let report = wait_for("the destination's report", limit, || to.report(&self.name))?;
+        let ours = wait_for("the source's report", limit, || from.report(&self.name))?;
+        let at = |steps: &[(String, u64)], name: &str| steps.iter().find(|(step, _)| step == name).map(|(_, at)| *at);
+        let stop = at(&ours, "stopped").ok_or_else(|| LabError::Other(format!("never stopped: {ours:?}")))?;
+        took.push(("stop, to the source's knowledge of it", stop.saturating_sub(stopped) as f64));
+        let over = report.last().map_or(0, |(_, at)| *at);
+        let gone = at(&report, "taking down").unwrap_or(over);
+        took.push(("the guest's word, to the end of its tunnels", over.saturating_sub(gone) as f64));
+        Ok((self, took))
+    }
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1_000.0
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// Where a description plugs the card in.
+fn bridge_of(xml: &str, mac: &str) -> Option<String> {
+    let card = xml.split("<interface").find(|card| card.contains(&format!("<mac address=\"{mac}\"")))?;
+    let (_, rest) = card.split_once("bridge=\"")?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+/// A RARP request, as QEMU's self-announcement has it.
+fn announcement(mac: [u8; 6]) -> Vec<u8> {
+    let head = [&[0xff; 6][..], &mac, &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]].concat();
+    let mut frame = [&head[..], &mac, &[0; 4], &mac, &[0; 4]].concat();
+    frame.resize(60, 0);
+    frame
+}

@@ -1,0 +1,21 @@
+//! A host that is drained: all its VMs move at once.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use lsm_tests::{crowd::run_crowd, measure::median, needs};
+
+/// As many as `LSM_CROWD` says, or 20: all settle, each with an address of its own, and nothing is left on either host.
+#[test]
+fn all_vms_of_a_host_move_at_once() {
+    let files = ["/dev/net/tun", "/usr/sbin/nft", "/usr/bin/stdbuf"];
+    if needs::lacking(needs::missing(&files, "tests/install installs it")) {
+        return;
+    }
+    let count = std::env::var("LSM_CROWD").map_or(20, |count| count.parse().unwrap());
+    let moved = run_crowd(count).unwrap_or_else(|error| panic!("{}", lsm_tests::shell::chain(&error)));
+    for (step, ms) in &moved.steps {
+        let worst = ms.iter().copied().fold(0.0, f64::max);
+        println!("{count} VMs, {step}: {:.0} ms, at worst {worst:.0}", median(ms).unwrap_or(0.0));
+    }
+    println!("most memory, source and destination: {} and {} KiB", moved.memory[0], moved.memory[1]);
+}
