@@ -7,9 +7,10 @@
 //!
 //! From the underlay only the tunnel's other end is heard.
 //!
-//! Every change is one transaction of `nft -f -`. What is dropped is counted.
+//! Every change is in one transaction of `nft -f -`, with others that wait for theirs. What is dropped is counted.
 
 mod rules;
+mod together;
 mod underlay;
 
 use std::{io, net::IpAddr, process::Stdio};
@@ -17,7 +18,9 @@ use std::{io, net::IpAddr, process::Stdio};
 use lsm_protocol::{Addresses, Mac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use self::together::{Change, TURN, make};
 
 /// Which frames that are not for the vNIC alone cross from its LAN to it, and with which address it may speak there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,16 +68,13 @@ pub enum FilterError {
     Unreadable(&'static str, #[source] serde_json::Error),
 }
 
-/// One change after the other: whether the table has become empty is decided outside the kernel.
-static TABLE: Mutex<()> = Mutex::const_new(());
-
 /// Guards the LAN end of a tunnel. Also the way to change what crosses.
 ///
 /// # Errors
 /// When `nft` refuses; nothing has changed then.
 pub async fn guard_lan_end(vni: u32, mac: Mac, crossing: Crossing) -> Result<(), FilterError> {
-    let _turn = TABLE.lock().await;
-    change(&format!("guard the LAN end of tunnel {vni}"), &rules::lan_end(vni, mac, crossing)).await
+    let guard = Change::Guard { vni, family: Family::Bridge, text: rules::lan_end(vni, mac, crossing) };
+    make(&format!("guard the LAN end of tunnel {vni}"), guard).await
 }
 
 /// Guards the VM end of a tunnel.
@@ -82,8 +82,8 @@ pub async fn guard_lan_end(vni: u32, mac: Mac, crossing: Crossing) -> Result<(),
 /// # Errors
 /// As [`guard_lan_end`].
 pub async fn guard_vm_end(vni: u32, mac: Mac) -> Result<(), FilterError> {
-    let _turn = TABLE.lock().await;
-    change(&format!("guard the VM end of tunnel {vni}"), &rules::vm_end(vni, mac)).await
+    let guard = Change::Guard { vni, family: Family::Bridge, text: rules::vm_end(vni, mac) };
+    make(&format!("guard the VM end of tunnel {vni}"), guard).await
 }
 
 /// Lets nobody but `remote` send into a tunnel.
@@ -91,8 +91,8 @@ pub async fn guard_vm_end(vni: u32, mac: Mac) -> Result<(), FilterError> {
 /// # Errors
 /// As [`guard_lan_end`].
 pub async fn guard_underlay(vni: u32, port: u16, remote: IpAddr) -> Result<(), FilterError> {
-    let _turn = TABLE.lock().await;
-    change(&format!("guard tunnel {vni} on the underlay"), &underlay::guard(vni, port, remote)).await
+    let guard = Change::Guard { vni, family: Family::Inet, text: underlay::guard(vni, port, remote) };
+    make(&format!("guard tunnel {vni} on the underlay"), guard).await
 }
 
 /// Removes the guards of a tunnel, and the tables with the last one.
@@ -100,22 +100,7 @@ pub async fn guard_underlay(vni: u32, port: u16, remote: IpAddr) -> Result<(), F
 /// # Errors
 /// When `nft` refuses.
 pub async fn remove(vni: u32) -> Result<(), FilterError> {
-    let _turn = TABLE.lock().await;
-    let mut text = String::new();
-    for (family, remove, remove_all) in [
-        (Family::Bridge, rules::remove as fn(u32) -> String, rules::remove_all as fn() -> String),
-        (Family::Inet, underlay::remove, underlay::remove_all),
-    ] {
-        match &guarded(family).await?[..] {
-            [only] if *only == vni => text.push_str(&remove_all()),
-            guarded if guarded.contains(&vni) => text.push_str(&remove(vni)),
-            _ => {}
-        }
-    }
-    if text.is_empty() {
-        return Ok(());
-    }
-    change(&format!("remove the filters of tunnel {vni}"), &text).await
+    make(&format!("remove the filters of tunnel {vni}"), Change::Remove(vni)).await
 }
 
 /// The VNIs of the tunnels that are guarded.
@@ -123,7 +108,7 @@ pub async fn remove(vni: u32) -> Result<(), FilterError> {
 /// # Errors
 /// When `nft` does not answer.
 pub async fn list() -> Result<Vec<u32>, FilterError> {
-    let _turn = TABLE.lock().await;
+    let _turn = TURN.lock().await;
     let mut guarded = [guarded(Family::Bridge).await?, guarded(Family::Inet).await?].concat();
     guarded.sort_unstable();
     guarded.dedup();
@@ -155,7 +140,7 @@ pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
 }
 
 /// Where frames pass: between the ports of a bridge, or into this host.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     Bridge,
     Inet,
@@ -187,7 +172,7 @@ async fn objects(family: Family, kind: &'static str) -> Result<Vec<Value>, Filte
     Ok(ours.cloned().collect())
 }
 
-async fn change(what: &str, text: &str) -> Result<(), FilterError> {
+async fn run(what: &str, text: &str) -> Result<(), FilterError> {
     let output = nft(&["-f", "-"], text).await?;
     if output.status.success() {
         return Ok(());
