@@ -84,13 +84,18 @@ fn move_all(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Moved> {
     let mut arrived = Vec::new();
     for one in moves {
         let (vm, took) = one.join().map_err(|_| LabError::Other("a VM's thread panicked".into()))??;
-        for (at, (what, ms)) in took.into_iter().enumerate() {
-            match steps.get_mut(at) {
-                Some((_, all)) => all.push(ms),
-                None => steps.push((what, vec![ms])),
-            }
-        }
+        add(&mut steps, took);
         arrived.push(vm);
+    }
+    for host in [from, to] {
+        wait_for("all migrations to be over", limit, || {
+            thread::sleep(Duration::from_millis(200));
+            (host.status().ok()?["migrations"] == Value::Array(vec![])).then_some(())
+        })?;
+    }
+    let reports = [from.reports()?, to.reports()?];
+    for vm in &arrived {
+        add(&mut steps, vm.reported(&reports)?);
     }
     let memory = [from.peak()?, to.peak()?];
     let addresses: BTreeSet<_> = arrived.iter().map(|vm| vm.address()).collect();
@@ -115,6 +120,16 @@ fn move_all(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Moved> {
     compare(from, &before)?;
     compare(to, &empty)?;
     Ok(Moved { steps, memory })
+}
+
+/// What one VM's move took, to that of all.
+fn add(steps: &mut Vec<(&'static str, Vec<f64>)>, took: Vec<(&'static str, f64)>) {
+    for (what, ms) in took {
+        match steps.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, all)) => all.push(ms),
+            None => steps.push((what, vec![ms])),
+        }
+    }
 }
 
 /// Whatever is there now was there before: of what the host's service makes, since the taps are gone with their VMs.

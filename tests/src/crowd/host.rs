@@ -156,13 +156,18 @@ impl Host {
         peak.ok_or_else(|| LabError::Other(format!("no VmHWM in {file}")))
     }
 
-    /// The reports of VMs whose moves are over, by VM: when it entered each step.
-    pub(super) fn report(&self, vm: &str) -> Option<Vec<(String, u64)>> {
-        let entries = fs::read_dir(self.dir.join("history")).ok()?.flatten();
-        let reports = entries.filter_map(|entry| serde_json::from_slice::<Value>(&fs::read(entry.path()).ok()?).ok());
-        let report = { reports }.find(|report| report["vm"] == vm)?;
-        let step = |step: &Value| Some((step["name"].as_str()?.to_owned(), step["at_unix_ms"].as_u64()?));
-        Some(report["steps"].as_array()?.iter().filter_map(step).collect())
+    /// When each VM whose move is over entered each step of it.
+    pub(super) fn reports(&self) -> Result<BTreeMap<String, Vec<(String, u64)>>> {
+        let place = self.dir.join("history");
+        let mut all = BTreeMap::new();
+        for entry in fs::read_dir(&place).during(|| format!("read {}", place.display()))?.flatten() {
+            let text = fs::read(entry.path()).during(|| format!("read {}", entry.path().display()))?;
+            let Ok(report) = serde_json::from_slice::<Value>(&text) else { continue };
+            let step = |step: &Value| Some((step["name"].as_str()?.to_owned(), step["at_unix_ms"].as_u64()?));
+            let steps = report["steps"].as_array().into_iter().flatten().filter_map(step).collect();
+            all.insert(report["vm"].as_str().unwrap_or_default().to_owned(), steps);
+        }
+        Ok(all)
     }
 
     /// All that moves leave if they leave anything.

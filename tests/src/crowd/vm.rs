@@ -1,6 +1,7 @@
 //! A VM of the crowd, and its move, as libvirt and QEMU would make it.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Write as _,
     net::IpAddr,
@@ -27,6 +28,8 @@ pub(super) struct Vm {
     from: Arc<Host>,
     to: Arc<Host>,
     taps: Vec<File>,
+    /// When it was, in milliseconds since 1970.
+    stopped: u64,
 }
 
 /// Milliseconds, and what they were waited for.
@@ -40,7 +43,7 @@ impl Vm {
         let guest = Guest::start([&from, &to].map(|host| host.channel(&name)).each_ref().map(|path| path.as_path()))?;
         let uuid = format!("4c534d00-0000-4000-8000-00000000{number:04x}");
         let macs = [1, 2].map(|card| [0x52, 0x54, 0, high, low, card]);
-        let mut vm = Vm { name, uuid, macs, guest, from, to, taps: Vec::new() };
+        let mut vm = Vm { name, uuid, macs, guest, from, to, taps: Vec::new(), stopped: 0 };
         let bridges = [vm.from.lan_bridge(), SPARE_BRIDGE.to_owned()];
         vm.plug_in(&vm.from.clone(), &bridges)?;
         let xml = vm.xml(&vm.from, &bridges, [Some(vm.from.name), None]);
@@ -123,7 +126,7 @@ impl Vm {
         took.push(("prepare and started", ms(begun)));
 
         thread::sleep(COPY);
-        let stopped = unix_ms();
+        self.stopped = unix_ms();
         from.has(&self.uuid, Some(false))?;
         from.event(&self.name, "Suspended Migrated")?;
         thread::sleep(PAUSE);
@@ -142,15 +145,23 @@ impl Vm {
         from.hook(&self.name, "release", "end", &ours)?;
         let settled = wait_for(&format!("{} to settle", self.name), limit, || self.guest.known.lock().ok()?.settled)?;
         took.push(("arrival, to the guest's word that it has settled", (settled - arrived).as_secs_f64() * 1_000.0));
-        let report = wait_for("the destination's report", limit, || to.report(&self.name))?;
-        let ours = wait_for("the source's report", limit, || from.report(&self.name))?;
-        let at = |steps: &[(String, u64)], name: &str| steps.iter().find(|(step, _)| step == name).map(|(_, at)| *at);
-        let stop = at(&ours, "stopped").ok_or_else(|| LabError::Other(format!("never stopped: {ours:?}")))?;
-        took.push(("stop, to the source's knowledge of it", stop.saturating_sub(stopped) as f64));
-        let over = report.last().map_or(0, |(_, at)| *at);
-        let gone = at(&report, "taking down").unwrap_or(over);
-        took.push(("the guest's word, to the end of its tunnels", over.saturating_sub(gone) as f64));
         Ok((self, took))
+    }
+
+    /// What both hosts' reports add to it, once they are there.
+    pub(super) fn reported(&self, reports: &[BTreeMap<String, Vec<(String, u64)>>; 2]) -> Result<Took> {
+        let at = |host: usize, name: &str| {
+            let steps = reports[host].get(&self.name).into_iter().flatten();
+            steps.rev().find(|(step, _)| step == name).map(|(_, at)| *at)
+        };
+        let [stopped, leaving, over] = [at(0, "stopped"), at(1, "taking down"), at(1, "gone")];
+        let (Some(stopped), Some(leaving), Some(over)) = (stopped, leaving, over) else {
+            return Err(LabError::Other(format!("{} has not been through all steps: {reports:?}", self.name)));
+        };
+        Ok(vec![
+            ("stop, to the source's knowledge of it", stopped.saturating_sub(self.stopped) as f64),
+            ("the guest's word, to the end of its tunnels", over.saturating_sub(leaving) as f64),
+        ])
     }
 }
 
