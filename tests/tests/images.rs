@@ -31,6 +31,8 @@ fn debootstrap(packages: &Packages) -> PathBuf {
     let said = run(recipe.arg(packages.directory()).arg(&image)).unwrap();
     // "lsm-guest check --bake", in the chroot.
     assert!(said.contains("lsm-guest.service is enabled") && !said.contains("BAD"), "{said}");
+    // The root filesystem has cloud-init, and the recipe its opt-out.
+    assert!(said.contains("configures the network at an instance's first boot, and not again"), "{said}");
     image
 }
 

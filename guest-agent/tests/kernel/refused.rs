@@ -1,10 +1,14 @@
 //! LANs that no path can be made in: the whole agent refuses, in words that say what to look at, and leaves all as it was.
 
+use socket2::Protocol;
+
 use crate::{
-    agent::Agent,
+    agent::{Agent, OLD},
+    everyone::end,
     obtained::{comes_back, state, vm},
-    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, GOOD, NAK, OFFER, OFFERED, Server, dnsmasq, radvd, wicked},
-    place::{Place, alone},
+    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, GOOD, MAC, NAK, OFFER, OFFERED, Server, dnsmasq, radvd, wicked},
+    place::{Place, alone, run, until},
+    switch::Scene,
 };
 
 /// Of a LAN that `spoil` has made so; it is none where something that it takes is not installed.
@@ -105,4 +109,27 @@ fn a_gateway_that_is_silent() {
             comes_back(&before);
         });
     }
+}
+
+/// As another agent may have made it: all that goes to the client leaves by the old vNIC, whatever address it has.
+#[test]
+fn a_rule_that_comes_before_ours() {
+    alone(|| {
+        let scene = Scene::v4();
+        run(&format!("ip address del {}/24 dev b", scene.new));
+        for (card, mac) in [("a", OLD.to_owned()), ("b", MAC.to_string())] {
+            run(&format!("ip link set dev {card} address {mac}"));
+        }
+        let connection = scene.opened_by_client(7001, Protocol::MPTCP);
+        run("ip route add default dev a table 77");
+        run("ip rule add priority 100 lookup 77");
+        let agent = Agent::start();
+        let routing = || run("ip rule") + &run("ip -4 route show table all") + &run("ip -4 address");
+        let before = routing();
+        let said = agent.refuses(&format!("--address {}/24 --gateway 198.51.100.2", scene.new));
+        assert!(said.contains("another rule comes before ours; see \"ip rule\""), "{said}");
+        agent.is("idle");
+        until("all to be as before", || (routing() == before).then_some(()));
+        end(vec![connection]);
+    });
 }
