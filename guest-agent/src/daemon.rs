@@ -216,7 +216,7 @@ impl Daemon {
             );
             return;
         }
-        if self.record.left_up.is_some() {
+        while self.record.left_up.is_some() {
             tokio::time::sleep_until(self.release.quiet()).await;
             self.set_spare_down().await;
         }

@@ -42,7 +42,7 @@ fn moves(stage: &Stage) -> Result<()> {
     eprintln!("{check}");
     stage.guest.must(CONFINED)?;
     let mut connections = Connections::open(stage, 0)?;
-    let mut migration = stage.begin("dallas", &["--bandwidth", "2"])?;
+    let mut migration = stage.begin("dallas", &["--bandwidth", "1"])?;
     stage.agent_is(&["prepared"], LIMIT)?;
     upgrade(stage)?;
     assert!(migration.goes_on(), "the copy was over before the new agent ran");
@@ -65,7 +65,7 @@ fn upgrade(stage: &Stage) -> Result<()> {
     let running = || stage.guest.must("systemctl show -P MainPID lsm-guest");
     let first = running()?;
     // Under emulation, beside a copy of the memory, it takes its time.
-    let said = stage.guest.exec_within(&format!("dpkg --install {NEXT} 2>&1"), LIMIT)?;
+    let said = stage.guest.exec_within(&format!("dpkg --install {NEXT} 2>&1"), 3 * LIMIT)?;
     assert_eq!(said.status, 0, "{}", said.stdout);
     assert_ne!(running()?, first, "the agent runs on: {}", said.stdout);
     stage.agent_is(&["prepared"], LIMIT).map(drop)
