@@ -7,10 +7,12 @@ use lsm_protocol::finding::Finding;
 use super::nwfilter;
 use crate::{
     config::Config,
-    domain::{Domain, Interface},
+    domain::{Domain, Interface, Vnic},
     hook,
     host::SPARE_BRIDGE,
+    inventory::Vm,
     libvirt::command::virsh,
+    status::Status,
     story,
 };
 
@@ -19,13 +21,14 @@ pub(super) fn vm(name: &str, config: Option<&Config>) -> Vec<Finding> {
         Ok(xml) => xml,
         Err(why) => return vec![Finding::bad("VM", why, "virsh list --all")],
     };
-    let mut findings = described(name, &xml, config, Path::new("/dev/vhost-vsock").exists());
+    let running = virsh(&["domstate", name]).is_ok_and(|state| state.trim() == "running");
+    let status = if running { status() } else { None };
+    let here = status.as_ref().and_then(|status| status.vms.iter().find(|vm| vm.name == name));
+    let mut findings = described(name, &xml, here, config, Path::new("/dev/vhost-vsock").exists());
     for card in cards(&xml) {
         findings.extend(nwfilter::in_the_way(name, &card, &|filter| virsh(&["nwfilter-dumpxml", filter])));
     }
-    if virsh(&["domstate", name]).is_ok_and(|state| state.trim() == "running") {
-        findings.extend(known(name));
-    }
+    findings.extend(status.as_ref().map(|_| known(name, here.is_some())));
     findings
 }
 
@@ -35,8 +38,9 @@ fn cards(xml: &str) -> Vec<Interface> {
     domain.vnics.iter().filter_map(|vnic| domain.interface(vnic.mac).cloned()).collect()
 }
 
-/// What its description says. `vsock`: whether this host has virtio-vsock for VMs.
-fn described(name: &str, xml: &str, config: Option<&Config>, vsock: bool) -> Vec<Finding> {
+/// What its description says. `here`: as the service knows it, where it runs: a move changes which vNIC is on which LAN, and
+/// not the description. `vsock`: whether this host has virtio-vsock for VMs.
+fn described(name: &str, xml: &str, here: Option<&Vm>, config: Option<&Config>, vsock: bool) -> Vec<Finding> {
     let domain = match Domain::parse(xml) {
         Ok(domain) => domain,
         Err(error) => {
@@ -49,11 +53,15 @@ fn described(name: &str, xml: &str, config: Option<&Config>, vsock: bool) -> Vec
         return vec![Finding::bad("metadata", format!("VM {name} is none of LSM's: it moves without it"), adopt)];
     }
     let mut findings = vec![Finding::good("metadata", format!("names {} vNICs", domain.vnics.len()))];
+    let lan = |vnic: &Vnic| match here.and_then(|vm| vm.vnic(vnic.mac)) {
+        Some(now) => now.lan.clone(),
+        None => vnic.lan.clone(),
+    };
     for vnic in &domain.vnics {
         let Some(card) = domain.interface(vnic.mac) else { continue };
-        findings.push(plugged(name, vnic.lan.as_deref(), card, config));
+        findings.push(plugged(name, lan(vnic).as_deref(), card, config));
     }
-    if domain.vnics.iter().all(|vnic| vnic.lan.is_some()) {
+    if domain.vnics.iter().all(|vnic| lan(vnic).is_some()) {
         let found =
             "each vNIC has a LAN: there is no spare for the next site's address until the last move has settled";
         findings.push(Finding::warning("spare vNIC", found, "lsm-hook status"));
@@ -110,17 +118,18 @@ fn plugged(vm: &str, lan: Option<&str>, card: &Interface, config: Option<&Config
     }
 }
 
+/// What the service says, if it runs.
+fn status() -> Option<Status> {
+    serde_json::from_str(&hook::ask("status", "").ok()?.stdout).ok()
+}
+
 /// The service learns of a VM when it starts, or by asking libvirt.
-fn known(name: &str) -> Option<Finding> {
-    let answer = hook::ask("status", "").ok()?;
-    let status: serde_json::Value = serde_json::from_str(&answer.stdout).ok()?;
-    let knows = status["vms"].as_array()?.iter().any(|vm| vm["name"] == name);
-    Some(if knows {
-        Finding::good("service", format!("knows that {name} runs here"))
-    } else {
-        let found = format!("does not know that {name} runs here: no host would find it");
-        Finding::bad("service", found, "systemctl restart lsm-hook")
-    })
+fn known(name: &str, knows: bool) -> Finding {
+    if knows {
+        return Finding::good("service", format!("knows that {name} runs here"));
+    }
+    let found = format!("does not know that {name} runs here: no host would find it");
+    Finding::bad("service", found, "systemctl restart lsm-hook")
 }
 
 #[cfg(test)]
@@ -150,7 +159,7 @@ mod tests {
         let config = config();
         let bad = |from: &str, to: &str, vsock| {
             assert!(from.is_empty() || XML.contains(from), "{from}");
-            let findings = described("edge", &XML.replace(from, to), Some(&config), vsock);
+            let findings = described("edge", &XML.replace(from, to), None, Some(&config), vsock);
             let bad = findings.into_iter().filter(|finding| finding.verdict != Verdict::Good);
             bad.map(|finding| format!("{} {}", finding.what, finding.fix.unwrap_or_default())).collect::<Vec<_>>()
         };
@@ -179,5 +188,21 @@ mod tests {
         let lacking =
             bad("<channel type='unix'><target type='virtio' name='org.lsm.guest.0'/></channel>", vsock, false);
         assert!(lacking[0].contains("modprobe vhost_vsock"), "{lacking:?}");
+    }
+
+    #[test]
+    fn after_a_move_the_spare_is_the_one_that_the_service_knows() {
+        let moved = XML.replace("aa:00:02'/></vm>", "aa:00:02' lan='here'/></vm>").replace("lsm-spare", "br0");
+        let moved = moved.replacen("br0", "lsmb00000007", 1).replace("lan='here'/><vnic", "lan='there'/><vnic");
+        let moved = moved.replace("<uuid>u<", "<uuid>00000000-0000-0000-0000-000000000007<");
+        let config = config();
+        let warned = |here: Option<&Vm>| {
+            let findings = described("edge", &moved, here, Some(&config), false);
+            findings.iter().any(|finding| finding.verdict == Verdict::Warning)
+        };
+        let mut here = Vm::of(&Domain::parse(&moved).unwrap(), &config).unwrap();
+        assert!(warned(None) && warned(Some(&here)), "not settled");
+        here.vnics[0].lan = None;
+        assert!(!warned(Some(&here)));
     }
 }
