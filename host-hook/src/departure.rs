@@ -259,7 +259,6 @@ impl Departure {
                 }
                 Order::Divert => self.divert(offer),
                 Order::UndoDivert => self.undo_divert(offer),
-                Order::CallOff => self.call_off(offer),
                 Order::RemoveAdvance => {
                     self.parting.put_off();
                     // Where no VM wakes up elsewhere, there is nothing to wait for.
@@ -363,20 +362,6 @@ impl Departure {
         if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
             tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
         }
-    }
-
-    /// Asks libvirt to; what becomes of it is seen by the VM's state.
-    fn call_off(&self, offer: &Offer) {
-        let (vm, migration) = (offer.vm.to_string(), offer.migration);
-        let heard =
-            "nothing has come from the destination since the VM was paused; libvirt is asked to call its move off";
-        tracing::warn!(vm = self.saved.vm.name, %migration, "{heard}");
-        tokio::task::spawn_local(async move {
-            let jobs = libvirt::Jobs::open(libvirt::Place::default()).await;
-            if let Err(error) = jobs.abort(&vm).await {
-                tracing::warn!(%migration, error = story(&error), "libvirt does not call the move off; it goes on in its time");
-            }
-        });
     }
 
     /// Opens what the stop needs, and asks how far the copy is.

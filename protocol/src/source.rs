@@ -60,8 +60,6 @@ pub enum Order {
     Divert,
     /// The old vNIC's MAC back at its tap.
     UndoDivert,
-    /// libvirt is to call the move off, if it still can: the VM runs on here then, and else nothing changes.
-    CallOff,
     /// This host's end of the advance tunnel goes.
     RemoveAdvance,
     /// This host's end of the home tunnel goes.
@@ -265,13 +263,11 @@ impl Source {
                 depart(now, s.offer, false)
             }
             (Source::Stopped(s), Event::VmGone) => depart(now, s.offer, false),
-            // A VM that is paused here may run there: only its resumption or the peer's word ends that doubt. Where the
-            // network between the hosts is dead, QEMU would wait until TCP gives up, a quarter of an hour. libvirt starts the
-            // VM there only after the copy's success here, which is what is called off.
+            // A VM that is paused here may run there: only its resumption or the peer's word ends that doubt.
             (Source::Stopped(mut s), Event::Deadline) if now >= s.lease => {
                 s.lease = now + s.offer.lease;
                 let ask = Order::TellPeer(Peer::Stopped { migration: s.offer.migration });
-                (Source::Stopped(s), vec![ask, Order::CallOff])
+                (Source::Stopped(s), vec![ask])
             }
             // Where libvirt says anew that it is paused, it may have run in between.
             (Source::Stopped(s), Event::Suspended) if s.doubt => stop(Stopped { doubt: false, ..s }),

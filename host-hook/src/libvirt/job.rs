@@ -82,26 +82,12 @@ impl Jobs {
         Ok(self.ask(uuid, COMPLETED).await?.as_ref().and_then(completed))
     }
 
-    /// Ends a domain's job: a migration from here is called off, and the VM runs on here, unless its memory is there already:
-    /// then nothing comes of it, and libvirt goes on as it would have. As [`Jobs::progress`] otherwise.
-    ///
-    /// # Errors
-    /// As [`Jobs::progress`]; there may be no job.
-    pub async fn abort(&self, uuid: &str) -> Result<(), LibvirtError> {
-        if let Some(bus) = &self.bus {
-            let object = bus::object(&self.place, uuid);
-            match bus.call_method(Some(bus::SERVICE), object, Some(bus::DOMAIN), "AbortJob", &()).await {
-                Err(error) if is_unknown(&error) => {}
-                answer => return Ok(answer.map(drop)?),
-            }
-        }
-        self.virsh(uuid, &["domjobabort", uuid]).await.map(drop)
-    }
-
     async fn ask(&self, uuid: &str, flags: u32) -> Result<Option<Stats>, LibvirtError> {
         match &self.bus {
             Some(bus) => match self.ask_bus(bus, uuid, flags).await {
-                Err(error) if is_unknown(&error) => self.ask_virsh(uuid, flags).await,
+                Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::ServiceUnknown(_)) => {
+                    self.ask_virsh(uuid, flags).await
+                }
                 answer => Ok(answer?),
             },
             None => self.ask_virsh(uuid, flags).await,
@@ -127,14 +113,11 @@ impl Jobs {
     }
 
     async fn ask_virsh(&self, uuid: &str, flags: u32) -> Result<Option<Stats>, LibvirtError> {
-        let completed: &[&str] = if flags == COMPLETED { &["--completed", "--keep-completed"] } else { &[] };
-        let said = self.virsh(uuid, &[&["domjobinfo", "--rawstats", uuid], completed].concat()).await?;
-        Ok(parse(&said))
-    }
-
-    async fn virsh(&self, uuid: &str, arguments: &[&str]) -> Result<String, LibvirtError> {
         let mut command = Command::new(&self.place.virsh);
-        command.args(["-c", &self.place.uri]).args(arguments);
+        command.args(["-c", &self.place.uri, "domjobinfo", "--rawstats", uuid]);
+        if flags == COMPLETED {
+            command.args(["--completed", "--keep-completed"]);
+        }
         command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await;
         let output = output.map_err(|source| LibvirtError::Run { program: self.place.virsh.clone(), source })?;
@@ -142,13 +125,8 @@ impl Jobs {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(LibvirtError::Virsh { domain: uuid.to_owned(), said });
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(parse(&String::from_utf8_lossy(&output.stdout)))
     }
-}
-
-/// There is no libvirt-dbus.
-fn is_unknown(error: &zbus::Error) -> bool {
-    matches!(error, zbus::Error::FDO(error) if matches!(**error, zbus::fdo::Error::ServiceUnknown(_)))
 }
 
 /// The output of `virsh domjobinfo --rawstats`: the job's type, then `key: value` with the keys of libvirt-domain.h.
