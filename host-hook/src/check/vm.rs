@@ -144,8 +144,8 @@ mod tests {
         <interface type='bridge'><mac address='52:54:00:aa:00:02'/><source bridge='lsm-spare'/></interface>\
         <channel type='unix'><target type='virtio' name='org.lsm.guest.0'/></channel></devices></domain>";
 
-    fn config() -> Config {
-        let file = std::env::temp_dir().join(format!("lsm-check-vm-{}", std::process::id()));
+    fn config(test: &str) -> Config {
+        let file = std::env::temp_dir().join(format!("lsm-check-vm-{test}-{}", std::process::id()));
         let lan =
             "[lan.here]\nbridge = \"br0\"\nprefix = \"10.9.0.0/24\"\ngateway = \"10.9.0.1\"\npool = \"10.9.0.9\"\n";
         std::fs::write(&file, lan).unwrap();
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_keeps_a_vm_from_moving_is_found_in_its_description() {
-        let config = config();
+        let config = config("description");
         let bad = |from: &str, to: &str, vsock| {
             assert!(from.is_empty() || XML.contains(from), "{from}");
             let findings = described("edge", &XML.replace(from, to), None, Some(&config), vsock);
@@ -195,7 +195,7 @@ mod tests {
         let moved = XML.replace("aa:00:02'/></vm>", "aa:00:02' lan='here'/></vm>").replace("lsm-spare", "br0");
         let moved = moved.replacen("br0", "lsmb00000007", 1).replace("lan='here'/><vnic", "lan='there'/><vnic");
         let moved = moved.replace("<uuid>u<", "<uuid>00000000-0000-0000-0000-000000000007<");
-        let config = config();
+        let config = config("moved");
         let warned = |here: Option<&Vm>| {
             let findings = described("edge", &moved, here, Some(&config), false);
             findings.iter().any(|finding| finding.verdict == Verdict::Warning)
