@@ -23,7 +23,6 @@ use crate::{
     guest_line::GuestLine,
     host::{Host, SPARE_BRIDGE},
     inventory::{Vm, Vnic, write_json},
-    libvirt,
     peer_line::PeerHandle,
     replay::{Outlet, Recorder},
     report::Account,

@@ -41,6 +41,7 @@ fn moves(stage: &Stage) -> Result<()> {
     let check = stage.guest.must("lsm-guest check")?;
     eprintln!("{check}");
     stage.guest.must(CONFINED)?;
+    stage.guest.must("chrt --pid $(systemctl show -P MainPID lsm-guest) | grep SCHED_RR")?;
     let mut connections = Connections::open(stage, 0)?;
     let mut migration = stage.begin("dallas", &["--bandwidth", "1"])?;
     stage.agent_is(&["prepared"], LIMIT)?;

@@ -1,5 +1,4 @@
 //! Neighbour discovery of IPv6, as far as it is asked and told here: solicitation and advertisement (RFC 4861, 4.3, 4.4).
-
 //!
 //! In whole frames, as ARP is: a socket of IPv6 itself would be the only one that the agent has of the Internet's families.
 
