@@ -33,7 +33,6 @@ enum Command {
     /// Make programs that ask for TCP speak Multipath TCP, as the configuration says.
     Force(force::Arguments),
     /// What lsm-guest-scripts@.service is: run the executables in /etc/lsm/switched.d for who asks on standard input.
-    #[command(hide = true)]
     Scripts,
     /// Look whether everything is in order; the exit status says it too.
     Check(check::Arguments),

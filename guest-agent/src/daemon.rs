@@ -75,6 +75,7 @@ pub async fn run(directory: &Path, file: &Path) -> Result<(), Box<dyn std::error
         facts: facts_in.clone(),
         probe: None,
         closures: None,
+        misled: None,
         forecast: Forecast::default(),
         counting: Rc::default(),
         holds: Holds::new(config.hold_limit),
@@ -170,6 +171,8 @@ struct Daemon {
     probe: Option<tokio::task::AbortHandle>,
     /// The watch for connections that end, while the old path is being left.
     closures: Option<tokio::task::AbortHandle>,
+    /// What was said last of packets that leave by the wrong vNIC.
+    misled: Option<String>,
     /// How long the last dump of the connections took.
     counting: Rc<Cell<Duration>>,
     /// The last one made for a host, which asks for it page by page.

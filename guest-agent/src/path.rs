@@ -3,6 +3,7 @@
 //! All addresses of both vNICs get a rule, and each vNIC a table of its own, while a migration lasts (`from ADDRESS lookup
 //! TABLE`), so that each subflow leaves by the vNIC whose address it has, whatever the main table says.
 
+pub(crate) mod proof;
 mod raise;
 mod tunnelled;
 pub mod upkeep;

@@ -91,10 +91,8 @@ enum Command {
         json: bool,
     },
     /// What lsm-hook-scripts@.service is: run the executables in /etc/lsm/moved.d for who asks on standard input.
-    #[command(hide = true)]
     Scripts,
     /// What lsm-hook-dial.service is: connect to peers for the service.
-    #[command(hide = true)]
     Dial {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,

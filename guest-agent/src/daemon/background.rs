@@ -85,6 +85,21 @@ impl Daemon {
                 tracing::warn!(error = %chain(&error), "rules or routes of ours may be missing; see \"ip rule\"");
             }
         }
+        self.prove_routes();
+    }
+
+    /// Said once, and again when it is another.
+    fn prove_routes(&mut self) {
+        let Some(paths) = self.record.paths() else { return };
+        match path::proof::misled(&mut self.kernel, &paths) {
+            Ok(misled) => {
+                if let Some(detail) = misled.as_ref().filter(|_| misled != self.misled) {
+                    tracing::warn!(detail, "a path does not lead where it should");
+                }
+                self.misled = misled;
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "where packets leave cannot be told"),
+        }
     }
 
     pub(super) fn announce_again_later(&self) {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use lsm_protocol::{Given, Mac, Prepare, Refusal, V4, V6};
 
-use super::{PARAMETERS, PRIORITY, TABLE, chain, find, set_parameter, tunnelled};
+use super::{PARAMETERS, PRIORITY, TABLE, chain, find, proof, set_parameter, tunnelled};
 use crate::{
     kernel::Kernel,
     obtain::Address,
@@ -132,33 +132,10 @@ fn route(kernel: &mut Kernel, record: &mut Record, plan: &Prepare) -> Result<(),
         record.note(Change::Rule(rule));
         kernel.routing.add_rule(&rule.into()).map_err(|error| refuse(plan.new, &error))?;
     }
-    prove(kernel, plan, &exits, &paths.old)
-}
-
-/// A packet to any peer leaves by the vNIC whose address it carries.
-fn prove(kernel: &mut Kernel, plan: &Prepare, exits: &[Exit], old: &Plugged) -> Result<(), Refusal> {
-    let snapshot = kernel.diag.snapshot().map_err(|e| Refusal::PathManager(chain(&e)))?;
-    let mut peers = snapshot
-        .connections
-        .iter()
-        .flat_map(|c| &c.subflows)
-        .filter(|s| old.carries(s.local.ip()))
-        .map(|s| s.remote.ip())
-        .collect::<Vec<_>>();
-    peers.dedup();
-    for exit in exits {
-        let peer = peers.iter().copied().find(|peer| peer.is_ipv4() == exit.source.is_ipv4());
-        let to = peer.unwrap_or(exit.gateway);
-        let route = kernel.routing.route_get(to, Some(exit.source)).map_err(|error| refuse(plan.new, &error))?;
-        if peer.is_some() && route.ifindex != exit.ifindex {
-            let detail = format!(
-                "packets from {} to {to} would leave by interface {} instead of {}: another rule comes before ours; see \"ip rule\"",
-                exit.source, route.ifindex, exit.ifindex
-            );
-            return Err(Refusal::Path { mac: plan.new, detail });
-        }
+    match proof::misled(kernel, &paths).map_err(|error| refuse(plan.new, &error))? {
+        Some(detail) => Err(Refusal::Path { mac: plan.new, detail }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Of these addresses the one that most subflows and plain connections have; of as many the first.

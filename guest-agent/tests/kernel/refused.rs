@@ -130,6 +130,14 @@ fn a_rule_that_comes_before_ours() {
         assert!(said.contains("another rule comes before ours; see \"ip rule\""), "{said}");
         agent.is("idle");
         until("all to be as before", || (routing() == before).then_some(()));
+
+        // One that comes later: said, and no more.
+        run("ip rule del priority 100 lookup 77");
+        agent.prepares(&format!("--address {}/24 --gateway 198.51.100.2", scene.new));
+        let warned = || agent.log().matches("a path does not lead where it should").count();
+        assert_eq!(warned(), 0);
+        run("ip rule add priority 100 lookup 77");
+        until("the agent to say so", || (warned() == 1).then_some(()));
         end(vec![connection]);
     });
 }
