@@ -41,6 +41,8 @@ pub(crate) fn cut_stopped(scene: &mut Scene) -> Result<()> {
     scene.stage.topology.wire("wan-montreal")?.cut()?;
     std::thread::sleep(Duration::from_secs(35));
     scene.stage.topology.wire("wan-montreal")?.mend()?;
+    // What waits in the shaper would keep TCP from sending it again.
+    scene.stage.topology.wire("wan-montreal")?.set_rate(200)?;
     scene.time_silence()
 }
 
