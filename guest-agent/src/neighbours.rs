@@ -36,6 +36,8 @@ use crate::{
 
 /// Between two questions. The answer of a gateway behind a tunnel takes its round trip; only loss makes a second one useful.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// What was announced is announced again after these.
+const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 /// Asks, from `source`, who has `target`, on the card `ifindex` whose address is `mac`, again every 100 ms until somebody
 /// answers; gives the answerer's MAC. There is no deadline: the caller sets one by dropping the future. The address need
@@ -135,6 +137,14 @@ pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> Result<(), Error> {
     announced()
         .map(drop)
         .map_err(|error: io::Error| Error::new(format!("announce {address} at {mac} on interface {ifindex}"), error))
+}
+
+/// The same again, after longer and longer: it may be lost, and nobody answers.
+pub async fn announce_again(ifindex: u32, mac: Mac, address: IpAddr) {
+    for wait in AGAIN {
+        tokio::time::sleep(wait).await;
+        let _ = announce(ifindex, mac, address); // a card that is gone needs none
+    }
 }
 
 /// The kernel's own table of neighbours, of the namespace that the calling thread was in when it was opened.

@@ -1,7 +1,5 @@
 //! What goes on beside the machine's work.
 
-use std::time::Duration;
-
 use lsm_protocol::{
     Refusal,
     guest::{Event, Step},
@@ -12,9 +10,6 @@ use crate::{
     changes, neighbours,
     path::{self, chain},
 };
-
-/// A gratuitous ARP or unsolicited NA may be lost; it is said again after these.
-const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 impl Daemon {
     /// In the background: an abort must not wait for a silent gateway. Of two, both must answer.
@@ -104,13 +99,8 @@ impl Daemon {
 
     pub(super) fn announce_again_later(&self) {
         let Some(paths) = self.record.paths() else { return };
-        tokio::task::spawn_local(async move {
-            for wait in ANNOUNCE_AGAIN {
-                tokio::time::sleep(wait).await;
-                for exit in paths.new.exits() {
-                    let _ = neighbours::announce(exit.ifindex, paths.new.mac, exit.source);
-                }
-            }
-        });
+        for exit in paths.new.exits() {
+            tokio::task::spawn_local(neighbours::announce_again(exit.ifindex, paths.new.mac, exit.source));
+        }
     }
 }

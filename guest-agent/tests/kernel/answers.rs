@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use lsm_guest::{
-    neighbours::{Neighbours, announce, probe},
+    neighbours::{Neighbours, announce, announce_again, probe},
     netlink::Changed,
     vnic::{Vnic, Vnics},
 };
@@ -106,6 +106,30 @@ fn what_is_announced_is_believed() {
                 table.lines().any(|line| line.starts_with(&wanted)).then_some(())
             });
         }
+    });
+}
+
+#[test]
+fn what_is_announced_may_be_lost_and_is_said_three_times_more() {
+    alone(|| {
+        let lan = Place::new();
+        lan.plug("a", "g");
+        lan.run("ip address add 192.0.2.254/24 dev g");
+        runtime().block_on(async {
+            let vnic = card("a").await;
+            let said = announce_again(vnic.index, vnic.mac, "192.0.2.7".parse().unwrap());
+            let right = format!("192.0.2.7 dev g lladdr {}", vnic.mac);
+            let heard = async {
+                for _ in 0..3 {
+                    lan.run("ip neigh replace 192.0.2.7 lladdr 02:00:00:00:00:99 dev g nud stale");
+                    while !lan.call(|| run("ip neigh show")).contains(&right) {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                }
+            };
+            let both = async { tokio::join!(said, heard) };
+            timeout(Duration::from_secs(20), both).await.expect("three more announcements");
+        });
     });
 }
 

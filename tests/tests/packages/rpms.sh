@@ -8,8 +8,8 @@ done
 in_debian lsm-guest check --bake
 in_debian test -L /etc/libvirt/hooks/qemu.d/lsm
 rpm_in_debian --erase lsm-guest lsm-hook
-# Directories of other packages (filesystem, libvirt, dbus), which are not installed as .rpm here.
+# Directories of other packages (filesystem, libvirt, dbus), which are not installed as .rpm here, or have more in them.
 for directory in /etc/libvirt/{hooks/qemu.d,hooks,} /etc/apparmor.d /usr/share/{bash-completion/completions,dbus-1/interfaces} \
     /usr/share/fish/{vendor_completions.d,} /usr/share/man/man{5,8} /usr/share/zsh/site-functions; do
-    in_debian rmdir "$directory"
+    in_debian rmdir --ignore-fail-on-non-empty "$directory"
 done
