@@ -256,8 +256,10 @@ impl Source {
             (Source::Stopped(s), Event::Resumed) => {
                 let resumed = Order::TellPeer(Peer::Resumed { migration: s.offer.migration });
                 let Stopped { offer, flipped, lease, .. } = s;
-                let state = Copying { offer, early: false, lease, left: None, flipped, resumed: true };
-                (Source::Copying(state), vec![Order::UndoDivert, resumed])
+                // The destination may be gone with the new path, and the peer's word of it may not come for a lease.
+                let back = if flipped { flip_back(&offer) } else { vec![] };
+                let state = Copying { offer, early: false, lease, left: None, flipped: false, resumed: true };
+                (Source::Copying(state), [vec![Order::UndoDivert, resumed], back].concat())
             }
             (Source::Stopped(s), Event::Peer(Peer::Arrived { migration })) if migration == s.offer.migration => {
                 depart(now, s.offer, false)
@@ -546,7 +548,8 @@ impl Copying {
     }
 }
 
-/// For a guest that took the end of this host's service for its arrival: whoever hears this channel has not arrived.
+/// For a guest that has flipped, by order or since it took the end of this host's service for its arrival: whoever hears this
+/// channel has not arrived.
 fn flip_back(offer: &Offer) -> Vec<Order> {
     let migration = offer.migration;
     // In this order: the first takes the guess back, so that the real arrival is seen for what it is.

@@ -145,7 +145,8 @@ fn a_move_that_is_called_off_is_told_to_programs_only() {
     script_in_vm(&stage, "10-first", "755", "");
     stage.guest.spawn("signals", "lsm-guest signals --json").unwrap();
     // Whoever ends its hold in time is not waited for any longer.
-    stage.guest.spawn("hold", "lsm-guest hold --reason 'soon ready' sleep 3").unwrap();
+    let waited_for = "until grep -q let.the.move.go.on /var/log/lsm-guest.log; do sleep 0.2; done";
+    stage.guest.spawn("hold", &format!("lsm-guest hold --reason 'soon ready' sh -c '{waited_for}'")).unwrap();
     let mut migration = stage.begin("dallas", &["--bandwidth", "12"]).unwrap();
     stage.agent_is(&["prepared"], LIMIT).unwrap();
     for words in ["programs in the VM to let the move go on", "gone, and holds moves back no more"] {
