@@ -50,6 +50,15 @@ fn scripts(stage: &Stage) -> Vec<String> {
     .unwrap()
 }
 
+/// Waits until the agent names who holds moves back.
+fn holds(stage: &Stage, who: &str) {
+    wait_for("the hold", LIMIT, || {
+        let status = stage.guest.exec("lsm-guest status").ok()?.stdout;
+        (status.contains("held by") && status.contains(who)).then_some(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     if lacking() {
@@ -69,11 +78,7 @@ fn scripts_and_programs_hear_of_a_move_and_its_settling() {
     stage.guest.spawn("signals", "lsm-guest signals --json").unwrap();
     // It never lets go by itself.
     stage.guest.spawn("hold", "lsm-guest hold --reason 'flushes its cache' --ms 1500 sleep 600").unwrap();
-    wait_for("the hold", LIMIT, || {
-        let status = stage.guest.exec("lsm-guest status").ok()?.stdout;
-        (status.contains("held by") && status.contains("flushes its cache (user 0, process ")).then_some(())
-    })
-    .unwrap();
+    holds(&stage, "flushes its cache (user 0, process ");
 
     let mut migration = stage.begin("dallas", &[]).unwrap();
     let held = stage.agent_said("programs in the VM to let the move go on", LIMIT).unwrap();
@@ -147,6 +152,7 @@ fn a_move_that_is_called_off_is_told_to_programs_only() {
     // Whoever ends its hold in time is not waited for any longer.
     let waited_for = "until grep -q let.the.move.go.on /var/log/lsm-guest.log; do sleep 0.2; done";
     stage.guest.spawn("hold", &format!("lsm-guest hold --reason 'soon ready' sh -c '{waited_for}'")).unwrap();
+    holds(&stage, "soon ready");
     let mut migration = stage.begin("dallas", &["--bandwidth", "12"]).unwrap();
     stage.agent_is(&["prepared"], LIMIT).unwrap();
     for words in ["programs in the VM to let the move go on", "gone, and holds moves back no more"] {
