@@ -2,7 +2,7 @@
 
 use lsm_protocol::{
     Refusal,
-    guest::{Event, Step},
+    guest::{Event, Guest, Step},
 };
 
 use super::Daemon;
@@ -83,9 +83,12 @@ impl Daemon {
         self.prove_routes();
     }
 
-    /// Said once, and again when it is another.
+    /// Said once, and again when it is another. While prepared: the proof lists every connection, and from the switch on that
+    /// time is the clients'.
     fn prove_routes(&mut self) {
-        let Some(paths) = self.record.paths() else { return };
+        let Some(paths) = self.record.paths().filter(|_| matches!(self.record.guest, Guest::Prepared(_))) else {
+            return;
+        };
         match path::proof::misled(&mut self.kernel, &paths) {
             Ok(misled) => {
                 if let Some(detail) = misled.as_ref().filter(|_| misled != self.misled) {

@@ -1,4 +1,4 @@
-//! The proof that rules and tables are heeded: before the addresses are announced, and after each change of somebody's.
+//! The proof that rules and tables are heeded: before the addresses are announced, and after each change until the switch.
 
 use std::net::IpAddr;
 
