@@ -1,13 +1,13 @@
 //! `migrate begin`: who runs this VM, where do its vNICs belong here, and what is the source offered.
 
-use std::{collections::BTreeMap, net::IpAddr, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use lsm_protocol::{
     Addressing, Decline, Drain, Given, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid, V4, V6,
     destination::{self, Destination, Order, Policy, Short, Unprepared},
     forecast::Survival,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     arrival::Saved,
@@ -25,6 +25,14 @@ use crate::{
 /// A peer says whether it runs the VM within this: a handshake of three round trips and the question.
 const LOCATE: Duration = Duration::from_secs(3);
 
+/// So many VMs are looked for, offered and built for at a time; the others wait for their turn: each has to have its tunnels
+/// within [`destination::ACCEPT`], and the kernel builds one after the other.
+const AT_ONCE: usize = 16;
+/// None waits for its turn longer than this: libvirt holds its lock on the VM meanwhile.
+const TURN: Duration = Duration::from_secs(30);
+/// Before the guest is waited for, an admission takes no longer than this.
+pub const LONGEST: Duration = TURN.saturating_add(LOCATE).saturating_add(Duration::from_millis(destination::ACCEPT));
+
 /// What becomes of the migration.
 pub enum Verdict {
     /// LSM has nothing to do but plug the vNICs: the VM stays on its LAN.
@@ -41,6 +49,30 @@ pub struct Admitted {
     pub answer: Option<oneshot::Sender<HookAnswer>>,
     pub peer: PeerHandle,
     pub news: mpsc::UnboundedReceiver<PeerNews>,
+    /// Until it is built for.
+    pub turn: Option<Turn>,
+}
+
+/// The right to be built for.
+pub type Turn = OwnedSemaphorePermit;
+
+/// Who may be built for.
+pub struct Door(Arc<Semaphore>);
+
+impl Default for Door {
+    fn default() -> Door {
+        Door(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Door {
+    async fn turn(&self, vm: &str) -> Result<Turn, Refused> {
+        if self.0.available_permits() == 0 {
+            tracing::info!(vm, at_once = AT_ONCE, "waits for its turn");
+        }
+        let turn = tokio::time::timeout(TURN, self.0.clone().acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or(Refused::Crowd)
+    }
 }
 
 /// Why the VM cannot come here.
@@ -80,6 +112,11 @@ pub enum Refused {
     NoForecast(Survival),
     #[error("this host: {0}")]
     Here(Decline),
+    #[error(
+        "so many VMs come here at once that this one had no turn within {} s; migrate it again, or fewer at a time",
+        TURN.as_secs()
+    )]
+    Crowd,
     #[error("cannot get random bytes")]
     Random(#[source] std::io::Error),
 }
@@ -92,6 +129,7 @@ pub async fn admit(
     vm: Uuid,
     found: &mut Option<String>,
 ) -> Result<Verdict, Refused> {
+    let turn = host.door.turn(&domain.name).await?;
     let Located { name, running, round_trip, peer, mut news } = locate(host, vm).await?;
     *found = Some(name.clone());
     let active = running.vnics.iter().find(|v| v.mac == running.active);
@@ -159,7 +197,7 @@ pub async fn admit(
         account: Account::default(),
         addressed: None,
     };
-    Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news })))
+    Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news, turn: Some(turn) })))
 }
 
 fn join(configured: config::Join) -> Join {

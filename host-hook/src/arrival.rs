@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    admission::Turn,
     clock::{self, now},
     divert::{Diversion, LearningWatch},
     filters::Crossing,
@@ -109,10 +110,18 @@ pub struct Arrival {
     stream: Option<Passage>,
     /// What had come out of the home tunnel when it was looked at last.
     crossed: Option<u64>,
+    /// Until both hosts' ends stand.
+    turn: Option<Turn>,
 }
 
 impl Arrival {
-    pub fn new(host: Rc<Host>, saved: Saved, waiting: Option<Waiting>, peer: PeerHandle) -> Arrival {
+    pub fn new(
+        host: Rc<Host>,
+        saved: Saved,
+        waiting: Option<Waiting>,
+        peer: PeerHandle,
+        turn: Option<Turn>,
+    ) -> Arrival {
         Arrival {
             host,
             saved,
@@ -126,6 +135,7 @@ impl Arrival {
             foresight: Foresight::default(),
             stream: None,
             crossed: None,
+            turn,
         }
     }
 
@@ -285,6 +295,9 @@ impl Arrival {
                 }
             }
             events.extend(self.carry_out(orders, offer).await);
+            if !matches!(self.saved.machine, Destination::Building { .. }) {
+                self.turn = None;
+            }
             if !self.copies()
                 && let Some(stream) = self.stream.take()
             {
@@ -358,11 +371,14 @@ impl Arrival {
     async fn build(&mut self, offer: &Offer) -> Result<(), Decline> {
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
         let home = self.host.spec_to_build(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
+        let alone = self.host.claims.alone(home.vni).await;
         self.host.tunnels.build_vm_end(&home).await.map_err(failed)?;
+        drop(alone);
         if offer.join == Join::Before {
             let lan = self.host.config.lans.get(&offer.lan);
             let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
             let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
+            let _alone = self.host.claims.alone(advance.vni).await;
             // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known, nor
             // what it has held here since before, and speaks with all the time.
             let held = self.host.claims.is_shared(offer.migration, offer.advance.vni);
@@ -498,6 +514,7 @@ impl Arrival {
     /// Unless another migration of the VM goes on with it.
     async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
         let here = self.saved.vm.as_ref().and_then(|vm| vm.vnic(tunnel.mac)?.tap.clone());
+        let _alone = self.host.claims.alone(tunnel.vni).await;
         if self.host.claims.give_up(offer.migration, tunnel.vni) {
             if tunnel == offer.home && self.settled() {
                 self.host.inventory.borrow_mut().replugged(offer.vm, tunnel.mac, crate::host::SPARE_BRIDGE);

@@ -1,9 +1,10 @@
 //! Which migrations of this host need which tunnels. A VM that goes back while its old address is held makes the home
 //! tunnel of one migration the advance tunnel of the next: a tunnel goes when nobody needs it any more.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use lsm_protocol::{Join, MigrationId, Offer, Uuid, destination::Destination};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// One migration under way here.
 #[derive(Debug)]
@@ -21,14 +22,18 @@ struct Claim {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Claims(RefCell<Vec<Claim>>);
+pub struct Claims {
+    all: RefCell<Vec<Claim>>,
+    /// By VNI.
+    locks: RefCell<HashMap<u32, Arc<Mutex<()>>>>,
+}
 
 impl Claims {
     /// A migration begins, or goes on after a restart.
     pub fn begin(&self, offer: &Offer, peer: &str) {
         let advance = (offer.join == Join::Before).then_some(offer.advance.vni);
         let tunnels = [offer.home.vni].into_iter().chain(advance).collect();
-        self.0.borrow_mut().push(Claim {
+        self.all.borrow_mut().push(Claim {
             offer: offer.clone(),
             peer: peer.to_owned(),
             tunnels,
@@ -38,19 +43,29 @@ impl Claims {
     }
 
     pub fn end(&self, migration: MigrationId) {
-        self.0.borrow_mut().retain(|claim| claim.offer.migration != migration);
+        self.all.borrow_mut().retain(|claim| claim.offer.migration != migration);
     }
 
     /// How far it is, where the VM came to.
     pub fn stands(&self, migration: MigrationId, machine: &Destination) {
-        for claim in self.0.borrow_mut().iter_mut().filter(|claim| claim.offer.migration == migration) {
+        for claim in self.all.borrow_mut().iter_mut().filter(|claim| claim.offer.migration == migration) {
             (claim.holds, claim.aside) = (machine.holds(), machine.is_aside());
         }
     }
 
+    /// Whoever builds or removes a tunnel does it alone: a VM's next move may want what the last one is about to remove.
+    pub async fn alone(&self, vni: u32) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.borrow_mut();
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(vni).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
     /// It needs the tunnel no more; whether anybody else does.
     pub fn give_up(&self, migration: MigrationId, vni: u32) -> bool {
-        for claim in self.0.borrow_mut().iter_mut().filter(|claim| claim.offer.migration == migration) {
+        for claim in self.all.borrow_mut().iter_mut().filter(|claim| claim.offer.migration == migration) {
             claim.tunnels.retain(|tunnel| *tunnel != vni);
         }
         self.is_shared(migration, vni)
@@ -58,24 +73,24 @@ impl Claims {
 
     /// Another migration needs it too.
     pub fn is_shared(&self, migration: MigrationId, vni: u32) -> bool {
-        let claims = self.0.borrow();
+        let claims = self.all.borrow();
         claims.iter().any(|claim| claim.offer.migration != migration && claim.tunnels.contains(&vni))
     }
 
     /// A migration of this VM, whichever.
     pub fn any_of(&self, vm: Uuid) -> Option<MigrationId> {
-        self.0.borrow().iter().find(|claim| claim.offer.vm == vm).map(|claim| claim.offer.migration)
+        self.all.borrow().iter().find(|claim| claim.offer.vm == vm).map(|claim| claim.offer.migration)
     }
 
     /// It is on its way back to where it came from.
     pub fn is_aside(&self, migration: MigrationId) -> bool {
-        self.0.borrow().iter().any(|claim| claim.offer.migration == migration && claim.aside)
+        self.all.borrow().iter().any(|claim| claim.offer.migration == migration && claim.aside)
     }
 
     /// The migration that this offer, from this peer, is the way back of. What another host of the same LAN asks for is
     /// none: the tunnel of the address that is held leads elsewhere.
     pub fn way_back(&self, offer: &Offer, peer: &str) -> Option<MigrationId> {
-        let claims = self.0.borrow();
+        let claims = self.all.borrow();
         let mut of_vm = claims.iter().filter(|claim| claim.offer.vm == offer.vm);
         let (Some(only), None) = (of_vm.next(), of_vm.next()) else { return None };
         let turned = (only.offer.home, only.offer.advance) == (offer.advance, offer.home);

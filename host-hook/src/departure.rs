@@ -288,9 +288,12 @@ impl Departure {
         })?;
         let home = self.host.spec_to_build(offer.home, offer, offer.underlay, lan.mtu as u16)?;
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
+        let alone = self.host.claims.alone(home.vni).await;
         self.host.tunnels.build_lan_end(&home, &lan.bridge, false, lan.addressing.crossing()).await.map_err(failed)?;
+        drop(alone);
         if offer.join == Join::Before {
             let advance = self.host.spec_to_build(offer.advance, offer, offer.underlay, offer.mtu)?;
+            let _alone = self.host.claims.alone(advance.vni).await;
             self.host.tunnels.build_vm_end(&advance).await.map_err(failed)?;
             let tap = new.tap.as_ref().ok_or_else(|| Decline::Tunnel(format!("vNIC {} has no tap", new.mac)))?;
             self.host.tunnels.plug(tap, &tunnel::bridge(offer.advance.vni)).await.map_err(failed)?;
@@ -355,6 +358,7 @@ impl Departure {
 
     /// Unless another migration of the VM goes on with it.
     async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
+        let _alone = self.host.claims.alone(tunnel.vni).await;
         if self.host.claims.give_up(offer.migration, tunnel.vni) {
             return;
         }

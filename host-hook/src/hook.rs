@@ -62,7 +62,9 @@ impl Operation {
     /// meanwhile and would wait without limit.
     fn deadline(self) -> Duration {
         match self {
-            Self::MigrateBegin => crate::config::Policy::LONGEST_PREPARE_WAIT + Duration::from_secs(10),
+            Self::MigrateBegin => {
+                crate::admission::LONGEST + crate::config::Policy::LONGEST_PREPARE_WAIT + Duration::from_secs(5)
+            }
             // Enough for a service that socket activation has to start first.
             _ => Duration::from_secs(5),
         }

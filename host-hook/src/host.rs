@@ -5,6 +5,7 @@ use std::{cell::RefCell, net::IpAddr, path::PathBuf, rc::Rc};
 use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
 
 use crate::{
+    admission::Door,
     claims::Claims,
     config::{Config, Underlay},
     departure::Followed,
@@ -34,6 +35,7 @@ pub struct Host {
     pub fdb: Fdb,
     pub inventory: RefCell<Inventory>,
     pub claims: Claims,
+    pub door: Door,
     pub moves: Rc<Moves>,
     pub reports: Rc<Reports>,
     /// Of migrations themselves: memory and disks.

@@ -3,6 +3,7 @@
 
 mod afresh;
 mod inlets;
+mod offers;
 mod questions;
 mod sockets;
 
@@ -14,36 +15,36 @@ use std::{
 };
 
 use lsm_protocol::{
-    Decline, MigrationId, Offer, Peer, Running, Uuid,
+    MigrationId, Offer, Peer, Running, Uuid,
     forecast::{Forecast, Shown},
-    source::Source,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
     afresh::{Found, Question},
     inlets::{take_events, take_hooks, take_peers},
+    offers::Parked,
     questions::Questions,
     sockets::Sockets,
 };
 use crate::{
-    admission,
+    admission::{self, Door},
     arrival::{self, Arrival},
     claims::Claims,
     clock::{Steps, now},
-    config::{self, Config},
-    departure::{self, Departure},
+    config::Config,
+    departure,
     divert::Fdb,
     domain::Domain,
     filters, foresight,
     hook::{HookAnswer, HookRequest},
-    host::{Host, SPARE_BRIDGE, vni},
+    host::{Host, SPARE_BRIDGE},
     inventory::{Inventory, Vm, read_json},
     libvirt::{What, Whose},
     moved::Moves,
     peer::Identity,
     peer_line::{self, PeerHandle},
-    report::{Account, Report, Reports},
+    report::{Report, Reports},
     status::{Crossed, Status},
     story,
     stream::Streams,
@@ -74,6 +75,8 @@ enum Input {
     /// An admission has come to an offer.
     Admitted(Box<admission::Admitted>),
     Over(MigrationId),
+    /// What waits for the end of this migration has waited long enough.
+    NoLonger(MigrationId),
 }
 
 /// Serves until SIGTERM, or until idle.
@@ -92,6 +95,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory).map_err(unusable)?.into(),
         claims: Claims::default(),
+        door: Door::default(),
         moves: Rc::new(Moves::open(directory, config.script_deadline).map_err(unusable)?),
         reports: Rc::new(Reports::open(&config.reports)),
         streams: Streams::new(&config.stream, directory),
@@ -109,6 +113,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
         printed: HashMap::new(),
         question: Question::default(),
         questions: Questions::default(),
+        parked: HashMap::new(),
     };
     service.resume().await;
     host.moves.resume();
@@ -161,6 +166,8 @@ struct Service {
     printed: HashMap<MigrationId, String>,
     question: Question,
     questions: Questions,
+    /// Offers, by the migration whose end they wait for.
+    parked: HashMap<MigrationId, Vec<Parked>>,
 }
 
 impl Service {
@@ -172,12 +179,14 @@ impl Service {
             Input::Connected => self.ask_afresh(),
             Input::Found(found) => self.found(*found),
             Input::Admitted(admitted) => self.admitted(*admitted),
+            Input::NoLonger(migration) => self.unpark(migration),
             Input::Over(migration) => {
                 if let Some((vm, _)) = self.departures.remove(&migration) {
                     self.tell_arrivals(vm, || arrival::News::Stays);
                 }
                 self.arrivals.remove(&migration);
                 self.printed.remove(&migration);
+                self.unpark(migration);
             }
         }
     }
@@ -326,7 +335,7 @@ impl Service {
 
     /// An admission found the source and made an offer.
     fn admitted(&mut self, admitted: admission::Admitted) {
-        let admission::Admitted { saved, orders, waiting_xml, answer, peer, news } = admitted;
+        let admission::Admitted { saved, orders, waiting_xml, answer, peer, news, turn } = admitted;
         let Some(offer) = saved.machine.offer() else { return };
         let (migration, vm) = (offer.migration, offer.vm);
         let waiting = answer.map(|answer| {
@@ -336,7 +345,7 @@ impl Service {
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         self.arrivals.insert(migration, (vm, inbox_in));
         self.host.claims.begin(offer, &saved.peer);
-        let arrival = Arrival::new(self.host.clone(), saved, waiting, peer);
+        let arrival = Arrival::new(self.host.clone(), saved, waiting, peer, turn);
         let inputs = self.inputs.clone();
         tokio::task::spawn_local(async move {
             arrival.run(orders, news, inbox).await;
@@ -362,13 +371,18 @@ impl Service {
                     handle.tell(Peer::Foreseen { vm, forecast });
                 });
             }
-            Peer::Offer(offer) if !self.departures.contains_key(&offer.migration) => self.offered(name, &handle, offer),
+            Peer::Offer(offer) if !self.departures.contains_key(&offer.migration) => {
+                self.offered(name, handle, offer, false);
+            }
             message => {
                 let Some(migration) = message.migration() else { return };
                 match (self.departures.get(&migration), &message) {
                     (Some((_, inbox)), _) => drop(inbox.send(departure::News::Peer(name, message, handle))),
                     // Gone already: so it is taken down.
-                    (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => handle.tell(Peer::TakenDown { migration }),
+                    (None, Peer::TakeDown { .. } | Peer::Abort { .. }) => {
+                        self.withdrawn(migration);
+                        handle.tell(Peer::TakenDown { migration });
+                    }
                     // It has arrived there, and nothing of it is left here: not its old path either.
                     (None, Peer::Arrived { .. }) => handle.tell(Peer::TakenDown { migration }),
                     // We gave it up, and it has not heard of that.
@@ -386,67 +400,6 @@ impl Service {
         let lan = vm.vnic(vm.active)?.lan.as_ref().and_then(|lan| self.host.config.lans.get(lan));
         let mtu = lan.map_or(1_500, |lan| lan.mtu) as u16;
         Some(Running { vnics: vm.places(), active: vm.active, underlay, mtu })
-    }
-
-    fn offered(&mut self, name: String, handle: &PeerHandle, offer: Offer) {
-        let migration = offer.migration;
-        let decline = |why| handle.tell(Peer::Declined { migration, why });
-        let Some(vm) = self.host.inventory.borrow().get(offer.vm).cloned() else { return decline(Decline::NotRunning) };
-        if let Err(why) = for_its_own_vnics(&offer, &vm) {
-            tracing::warn!(vm = vm.name, %migration, peer = name, why, "an offer is declined");
-            return decline(Decline::Tunnel(why));
-        }
-        let held = self.host.claims.way_back(&offer, &name);
-        if let Some(other) = self.host.claims.any_of(offer.vm).filter(|_| held.is_none()) {
-            return decline(Decline::Busy(other));
-        }
-        let holder = vm.vnic(offer.advance.mac).filter(|_| held.is_none()).and_then(|vnic| vnic.lan.as_ref());
-        if let Some(lan) = holder {
-            return decline(Decline::Tunnel(format!(
-                "by its metadata vNIC {} has an address of {lan}, and no move from there is under way; correct the metadata with \"virsh metadata\"",
-                offer.advance.mac
-            )));
-        }
-        tracing::info!(vm = vm.name, %migration, to = name, lan = offer.lan, "a VM is asked for");
-        let switch = match self.host.config.policy.switch {
-            config::Switch::Auto => lsm_protocol::source::Switch::Auto,
-            config::Switch::Early => lsm_protocol::source::Switch::Early,
-            config::Switch::Arrival => lsm_protocol::source::Switch::Arrival,
-        };
-        let (machine, orders) = Source::new(now(), offer.clone(), switch);
-        // One speaks to the guest at a time.
-        let alone = held.map(|held| {
-            let (told, alone) = oneshot::channel();
-            if let Some((_, inbox)) = self.arrivals.get(&held) {
-                let _ = inbox.send(arrival::News::Departs(told));
-            }
-            alone
-        });
-        let saved = departure::Saved { machine, vm, peer: name, account: Account::default() };
-        self.depart(&offer, saved, Some(handle.clone()), orders, alone);
-    }
-
-    fn depart(
-        &mut self,
-        offer: &Offer,
-        saved: departure::Saved,
-        peer: Option<PeerHandle>,
-        orders: Vec<lsm_protocol::source::Order>,
-        alone: Option<oneshot::Receiver<()>>,
-    ) {
-        let (inbox_in, inbox) = mpsc::unbounded_channel();
-        let migration = offer.migration;
-        self.departures.insert(migration, (offer.vm, inbox_in));
-        self.host.claims.begin(offer, &saved.peer);
-        let departure = Departure::new(self.host.clone(), saved, peer);
-        let inputs = self.inputs.clone();
-        tokio::task::spawn_local(async move {
-            if let Some(alone) = alone {
-                let _ = tokio::time::timeout(LEAVE, alone).await;
-            }
-            departure.run(orders, inbox).await;
-            let _ = inputs.send(Input::Over(migration));
-        });
     }
 
     fn event(&mut self, whose: &Whose, what: What) {
@@ -636,25 +589,9 @@ impl Service {
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::destination::Event::Restarted);
         saved.machine = machine;
         let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
-        let admitted = admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news };
+        let admitted =
+            admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news, turn: None };
         self.admitted(admitted);
         Some(offer)
     }
-}
-
-/// A tunnel lets a MAC into this host's LAN: it must be the VM's own, and the tunnel what this host would call it.
-fn for_its_own_vnics(offer: &Offer, vm: &Vm) -> Result<(), String> {
-    if offer.home.mac != vm.active {
-        return Err(format!("the home tunnel is for {}, and the VM's traffic is on {}", offer.home.mac, vm.active));
-    }
-    if offer.advance.mac == vm.active || vm.vnic(offer.advance.mac).is_none() {
-        return Err(format!("the advance tunnel is for {}, which is no spare vNIC of the VM", offer.advance.mac));
-    }
-    for tunnel in [offer.home, offer.advance] {
-        let vni = vni(offer.vm, tunnel.mac);
-        if tunnel.vni != vni {
-            return Err(format!("the tunnel of {} is {vni}, not {}", tunnel.mac, tunnel.vni));
-        }
-    }
-    Ok(())
 }

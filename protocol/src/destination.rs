@@ -19,8 +19,9 @@ use crate::{
     guest,
 };
 
-/// The source builds its ends within this; libvirt waits in the hook meanwhile.
-pub const ACCEPT: Millis = 4_000;
+/// The source builds its ends within this, also where the end of the VM's last move, or other VMs, come first; libvirt waits
+/// in the hook meanwhile.
+pub const ACCEPT: Millis = 10_000;
 /// Frames that are to show what the tunnels carry have come back within this: several tries at 300 ms RTT.
 pub const TRIAL: Millis = 2_000;
 /// libvirt starts the VM's QEMU within this, or a lease if that is longer: it may have much memory to lay out.
@@ -65,7 +66,7 @@ pub struct Policy {
 /// Why the migration is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
-    #[error("this host's tunnel ends could not be built: {0}")]
+    #[error("this host: {0}")]
     Build(Decline),
     #[error("the source host declines: {0}")]
     Declined(Decline),

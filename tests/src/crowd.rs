@@ -51,6 +51,29 @@ impl Drop for Scratch {
 /// # Errors
 /// The first thing that went otherwise, with the services' logs.
 pub fn run_crowd(count: usize) -> Result<Moved> {
+    between_hosts(|from, to| move_all(count, from, to))
+}
+
+/// Moves `count` VMs there and back, each as soon as it has settled, while the hosts may still be taking down its tunnels.
+///
+/// # Errors
+/// The first thing that went otherwise, with the services' logs.
+pub fn run_there_and_back(count: usize) -> Result<()> {
+    between_hosts(|from, to| {
+        let vms = start(count, from, to)?;
+        let before = [from.residue()?, to.residue()?];
+        let limit = limit(count);
+        let returned = together(vms, move |vm| vm.go(limit)?.0.go(limit).map(|(vm, _)| vm))?;
+        all_over(&[from, to], limit)?;
+        placed(&returned, from, to)?;
+        drop(returned); // and their taps
+        compare(from, &before[0])?;
+        compare(to, &before[1])
+    })
+}
+
+/// Two hosts with a network between them.
+fn between_hosts<T>(act: impl FnOnce(&Arc<Host>, &Arc<Host>) -> Result<T>) -> Result<T> {
     let hook = static_program("lsm-hook", "lsm-hook")?;
     let name = format!("lsm-crowd-{}", std::process::id());
     let scratch = Scratch(std::env::temp_dir().join(&name));
@@ -66,56 +89,73 @@ pub fn run_crowd(count: usize) -> Result<Moved> {
         host.serve(&hook)?;
     }
     let (from, to) = (Arc::new(from), Arc::new(to));
-    let moved = move_all(count, &from, &to);
-    moved.map_err(|error| {
+    act(&from, &to).map_err(|error| {
         let logs = [&from, &to].map(|host| host.last_words()).join("\n----\n");
         LabError::Other(format!("{}\n{logs}", crate::shell::chain(&error)))
     })
 }
 
-fn move_all(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Moved> {
-    let vms = (0..count).map(|number| Vm::start(number, from.clone(), to.clone()));
-    let vms = vms.collect::<Result<Vec<_>>>()?;
-    let limit = LIMIT + EACH * count as u32;
-    let before = from.residue()?;
-    let empty = to.residue()?;
-    let moves: Vec<_> = vms.into_iter().map(|vm| thread::spawn(move || vm.go(limit))).collect();
-    let mut steps: Vec<(&str, Vec<f64>)> = Vec::new();
-    let mut arrived = Vec::new();
-    for one in moves {
-        let (vm, took) = one.join().map_err(|_| LabError::Other("a VM's thread panicked".into()))??;
-        add(&mut steps, took);
-        arrived.push(vm);
-    }
-    for host in [from, to] {
+fn start(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Vec<Vm>> {
+    (0..count).map(|number| Vm::start(number, from.clone(), to.clone())).collect()
+}
+
+fn limit(count: usize) -> Duration {
+    LIMIT + EACH * count as u32
+}
+
+/// Each on a thread of its own.
+fn together<T: Send + 'static>(vms: Vec<Vm>, act: impl Fn(Vm) -> Result<T> + Send + Clone + 'static) -> Result<Vec<T>> {
+    let acts: Vec<_> = vms.into_iter().map(|vm| (vm, act.clone())).collect();
+    let threads: Vec<_> = acts.into_iter().map(|(vm, act)| thread::spawn(move || act(vm))).collect();
+    let ended =
+        threads.into_iter().map(|one| one.join().map_err(|_| LabError::Other("a VM's thread panicked".into()))?);
+    ended.collect()
+}
+
+fn all_over(hosts: &[&Arc<Host>], limit: Duration) -> Result<()> {
+    for host in hosts {
         wait_for("all migrations to be over", limit, || {
             thread::sleep(Duration::from_millis(200));
             (host.status().ok()?["migrations"] == Value::Array(vec![])).then_some(())
         })?;
     }
+    Ok(())
+}
+
+/// All are at this host, each with an address of its own, and no tunnel is left.
+fn placed(vms: &[Vm], here: &Host, there: &Host) -> Result<()> {
+    let addresses: BTreeSet<_> = vms.iter().map(Vm::address).collect();
+    if addresses.len() != vms.len() || addresses.contains(&None) {
+        return Err(LabError::Other(format!("{} VMs have {} addresses: {addresses:?}", vms.len(), addresses.len())));
+    }
+    for (host, count) in [(here, vms.len()), (there, 0)] {
+        let status = host.status()?;
+        let known = status["vms"].as_array().map_or(0, Vec::len);
+        if status["tunnels"] != Value::Array(vec![]) || known != count {
+            return Err(LabError::Other(format!("{count} VMs should be at {}, and no tunnels: {status:#}", host.name)));
+        }
+    }
+    Ok(())
+}
+
+fn move_all(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Moved> {
+    let vms = start(count, from, to)?;
+    let limit = limit(count);
+    let before = from.residue()?;
+    let empty = to.residue()?;
+    let mut steps: Vec<(&str, Vec<f64>)> = Vec::new();
+    let mut arrived = Vec::new();
+    for (vm, took) in together(vms, move |vm| vm.go(limit))? {
+        add(&mut steps, took);
+        arrived.push(vm);
+    }
+    all_over(&[from, to], limit)?;
     let reports = [from.reports()?, to.reports()?];
     for vm in &arrived {
         add(&mut steps, vm.reported(&reports)?);
     }
     let memory = [from.peak()?, to.peak()?];
-    let addresses: BTreeSet<_> = arrived.iter().map(|vm| vm.address()).collect();
-    if addresses.len() != count || addresses.contains(&None) {
-        return Err(LabError::Other(format!("{count} VMs have {} addresses: {addresses:?}", addresses.len())));
-    }
-    for host in [from, to] {
-        let status = host.status()?;
-        if status["migrations"] != Value::Array(vec![]) || status["tunnels"] != Value::Array(vec![]) {
-            return Err(LabError::Other(format!("{} still has {:#}", host.name, status)));
-        }
-    }
-    let vms_at = |host: &Host| Ok::<_, LabError>(host.status()?["vms"].as_array().map_or(0, Vec::len));
-    if (vms_at(from)?, vms_at(to)?) != (0, count) {
-        return Err(LabError::Other(format!(
-            "{} VMs are known at the source, {} at the destination",
-            vms_at(from)?,
-            vms_at(to)?
-        )));
-    }
+    placed(&arrived, to, from)?;
     drop(arrived); // and their taps
     compare(from, &before)?;
     compare(to, &empty)?;

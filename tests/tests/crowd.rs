@@ -2,13 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use lsm_tests::{crowd::run_crowd, measure::median, needs};
+use lsm_tests::{
+    crowd::{run_crowd, run_there_and_back},
+    measure::median,
+    needs,
+};
+
+fn lacking() -> bool {
+    let files = ["/dev/net/tun", "/usr/sbin/nft", "/usr/bin/stdbuf"];
+    needs::lacking(needs::missing(&files, "tests/install installs it"))
+}
 
 /// As many as `LSM_CROWD` says, or 20: all settle, each with an address of its own, and nothing is left on either host.
 #[test]
 fn all_vms_of_a_host_move_at_once() {
-    let files = ["/dev/net/tun", "/usr/sbin/nft", "/usr/bin/stdbuf"];
-    if needs::lacking(needs::missing(&files, "tests/install installs it")) {
+    if lacking() {
         return;
     }
     let count = std::env::var("LSM_CROWD").map_or(20, |count| count.parse().unwrap());
@@ -18,4 +26,12 @@ fn all_vms_of_a_host_move_at_once() {
         println!("{count} VMs, {step}: {:.0} ms, at worst {worst:.0}", median(ms).unwrap_or(0.0));
     }
     println!("most memory, source and destination: {} and {} KiB", moved.memory[0], moved.memory[1]);
+}
+
+/// Asked for while the tunnels of the way there may still be there, none is refused.
+#[test]
+fn each_goes_back_as_soon_as_it_has_settled() {
+    if !lacking() {
+        run_there_and_back(20).unwrap_or_else(|error| panic!("{}", lsm_tests::shell::chain(&error)));
+    }
 }

@@ -70,7 +70,7 @@ impl Guest {
         Ok(Guest { known, inputs })
     }
 
-    /// Its CPUs run on the other host.
+    /// Its CPUs run on the other host now.
     pub(super) fn arrive(&self) {
         let _ = self.inputs.send(Input::Arrived);
     }
@@ -116,14 +116,14 @@ fn live(inbox: &mpsc::Receiver<Input>, callers: &[Caller; 2], known: &Mutex<Know
             Ok(Input::Said(from, _)) if from != side => continue, // a port that has no VM behind it
             Ok(Input::Said(_, told)) => Event::Told(told),
             Ok(Input::Arrived) => {
-                side = 1;
+                side = 1 - side;
                 Event::TransportReset
             }
             Ok(Input::Gone) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => Event::Deadline,
         };
         if let (Event::Told(ToGuest::Prepare(plan)), Ok(mut known)) = (&event, known.lock()) {
-            known.address = plan.addressing.addresses().all().first().copied();
+            *known = Known { address: plan.addressing.addresses().all().first().copied(), settled: None };
         }
         let mut events = vec![event];
         while !events.is_empty() {

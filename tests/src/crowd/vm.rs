@@ -27,6 +27,8 @@ pub(super) struct Vm {
     guest: Guest,
     from: Arc<Host>,
     to: Arc<Host>,
+    /// The card with the traffic; the other is the spare.
+    active: usize,
     taps: Vec<File>,
     /// When it was, in milliseconds since 1970.
     stopped: u64,
@@ -43,10 +45,9 @@ impl Vm {
         let guest = Guest::start([&from, &to].map(|host| host.channel(&name)).each_ref().map(|path| path.as_path()))?;
         let uuid = format!("4c534d00-0000-4000-8000-00000000{number:04x}");
         let macs = [1, 2].map(|card| [0x52, 0x54, 0, high, low, card]);
-        let mut vm = Vm { name, uuid, macs, guest, from, to, taps: Vec::new(), stopped: 0 };
-        let bridges = [vm.from.lan_bridge(), SPARE_BRIDGE.to_owned()];
-        vm.plug_in(&vm.from.clone(), &bridges)?;
-        let xml = vm.xml(&vm.from, &bridges, [Some(vm.from.name), None]);
+        let mut vm = Vm { name, uuid, macs, guest, from, to, active: 0, taps: Vec::new(), stopped: 0 };
+        vm.plug_in(&vm.from.clone(), &vm.bridges())?;
+        let xml = vm.settled_xml();
         vm.from.has(&vm.uuid, Some(true))?;
         vm.from.hook(&vm.name, "started", "begin", &xml)?;
         Ok(vm)
@@ -63,6 +64,19 @@ impl Vm {
 
     fn tap(&self, card: usize) -> String {
         format!("{}c{card}", self.name)
+    }
+
+    /// By card, where it runs and has settled.
+    fn bridges(&self) -> [String; 2] {
+        self.by_card(self.from.lan_bridge(), SPARE_BRIDGE.to_owned())
+    }
+
+    fn settled_xml(&self) -> String {
+        self.xml(&self.from, &self.bridges(), self.by_card(Some(self.from.name), None))
+    }
+
+    fn by_card<T>(&self, active: T, other: T) -> [T; 2] {
+        if self.active == 0 { [active, other] } else { [other, active] }
     }
 
     fn plug_in(&mut self, host: &Host, bridges: &[String; 2]) -> Result<()> {
@@ -99,24 +113,24 @@ impl Vm {
         )
     }
 
-    /// The whole move. Gives the VM back, at its new place, and what it took.
+    /// The whole move to the other host. Gives the VM back, at its new place, and what it took.
     pub(super) fn go(mut self, limit: Duration) -> Result<(Vm, Took)> {
         let mut took = Took::new();
         let (from, to) = (self.from.clone(), self.to.clone());
         let failed = |what: &str, error: &LabError| LabError::Other(format!("{what}: {}", crate::shell::chain(error)));
         let begun = Instant::now();
-        let ours = self.xml(&from, &[from.lan_bridge(), SPARE_BRIDGE.to_owned()], [Some(from.name), None]);
+        let ours = self.settled_xml();
         let answer = to.hook(&self.name, "migrate", "begin", &ours).map_err(|error| failed(&self.name, &error))?;
         took.push(("migrate begin, to its answer", ms(begun)));
         let bridges = [0, 1].map(|card| bridge_of(&answer, &self.mac(card)));
-        let [Some(home), Some(lan)] = bridges else {
+        let [Some(first), Some(second)] = bridges else {
             return Err(LabError::Other(format!("{}: no bridges in {answer}", self.name)));
         };
-        if lan != to.lan_bridge() {
-            return Err(LabError::Other(format!("{} is plugged into {lan}", self.name)));
+        let bridges = [first, second];
+        if bridges[1 - self.active] != to.lan_bridge() {
+            return Err(LabError::Other(format!("{} is plugged into {bridges:?}", self.name)));
         }
-        let bridges = [home, lan];
-        let xml = self.xml(&to, &bridges, [Some(from.name), Some(to.name)]);
+        let xml = self.xml(&to, &bridges, self.by_card(Some(from.name), Some(to.name)));
         let left = std::mem::take(&mut self.taps);
         let begun = Instant::now();
         to.hook(&self.name, "prepare", "begin", &xml)?;
@@ -145,6 +159,8 @@ impl Vm {
         from.hook(&self.name, "release", "end", &ours)?;
         let settled = wait_for(&format!("{} to settle", self.name), limit, || self.guest.known.lock().ok()?.settled)?;
         took.push(("arrival, to the guest's word that it has settled", (settled - arrived).as_secs_f64() * 1_000.0));
+        self.active = 1 - self.active;
+        (self.from, self.to) = (to, from);
         Ok((self, took))
     }
 
