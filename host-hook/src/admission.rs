@@ -29,7 +29,7 @@ const LOCATE: Duration = Duration::from_secs(3);
 /// within [`destination::ACCEPT`], and the kernel builds one after the other.
 const AT_ONCE: usize = 16;
 /// None waits for its turn longer than this: libvirt holds its lock on the VM meanwhile.
-const TURN: Duration = Duration::from_secs(30);
+const TURN: Duration = Duration::from_secs(60);
 /// Before the guest is waited for, an admission takes no longer than this.
 pub const LONGEST: Duration = TURN.saturating_add(LOCATE).saturating_add(Duration::from_millis(destination::ACCEPT));
 

@@ -9,8 +9,8 @@
 //!
 //! Every change is in one transaction of `nft -f -`, with others that wait for theirs. What is dropped is counted.
 
+mod changes;
 mod rules;
-mod together;
 mod underlay;
 
 use std::{io, net::IpAddr, process::Stdio};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use self::together::{Change, TURN, make};
+use self::changes::{CHANGES, Change, make};
 
 /// Which frames that are not for the vNIC alone cross from its LAN to it, and with which address it may speak there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub async fn remove(vni: u32) -> Result<(), FilterError> {
 /// # Errors
 /// When `nft` does not answer.
 pub async fn list() -> Result<Vec<u32>, FilterError> {
-    let _turn = TURN.lock().await;
+    let _turn = CHANGES.turn().await;
     let mut guarded = [guarded(Family::Bridge).await?, guarded(Family::Inet).await?].concat();
     guarded.sort_unstable();
     guarded.dedup();

@@ -36,6 +36,7 @@ pub mod report;
 pub mod service;
 pub mod status;
 pub mod stream;
+mod together;
 pub mod tunnel;
 
 /// An error with its causes, in one line.

@@ -17,7 +17,7 @@ pub mod full_frames;
 mod links;
 mod underlay;
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, sync::Arc};
 
 use lsm_protocol::Mac;
 use rtnetlink::{
@@ -30,6 +30,7 @@ pub use self::underlay::{PathMtu, path_mtu};
 use crate::{
     divert::{DivertError, Fdb},
     filters::{self, Crossing, FilterError},
+    together::Together,
 };
 
 /// One tunnel, as one of its two hosts sees it.
@@ -100,6 +101,8 @@ pub fn bridge(vni: u32) -> String {
 #[derive(Clone)]
 pub struct Tunnels {
     links: Links,
+    /// By VNI.
+    removals: Arc<Together<u32>>,
 }
 
 impl Tunnels {
@@ -108,7 +111,7 @@ impl Tunnels {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open() -> Result<Self, TunnelError> {
-        Ok(Self { links: Links::open()? })
+        Ok(Self { links: Links::open()?, removals: Arc::new(Together::new()) })
     }
 
     /// Builds the end on the vNIC's LAN: the tunnel becomes a port of `lan_bridge`. `toward_tunnel` says that the VM
@@ -203,13 +206,16 @@ impl Tunnels {
     /// # Errors
     /// All that could not be removed; the rest is gone.
     pub async fn remove(&self, vni: u32) -> Result<(), TunnelError> {
-        let mut errors = Vec::new();
-        for name in [port(vni), device(vni), bridge(vni)] {
-            errors.extend(self.links.delete(&name).await.err());
-        }
+        let removed = self.removals.make(vni, async |all: &[u32]| self.remove_links(all).await).await;
+        let mut errors: Vec<_> = removed.err().into_iter().collect();
         // Last: as long as a device stands, so does its guard.
         errors.extend(filters::remove(vni).await.err().map(TunnelError::from));
         if errors.is_empty() { Ok(()) } else { Err(TunnelError::LeftBehind { vni, errors }) }
+    }
+
+    async fn remove_links(&self, all: &[u32]) -> Result<(), TunnelError> {
+        let names: Vec<_> = all.iter().flat_map(|vni| [port(*vni), device(*vni), bridge(*vni)]).collect();
+        self.links.delete_together(&names).await
     }
 
     /// The VNIs of all tunnels of which anything is left on this host, in ascending order.

@@ -6,13 +6,17 @@ use std::{io::ErrorKind, path::Path};
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkBridgePort, LinkMessageBuilder, LinkUnspec,
+    Handle, LinkBridgePort, LinkDelRequest, LinkMessageBuilder, LinkUnspec,
     packet_route::link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
     },
 };
 
 use super::TunnelError;
+
+/// The group of interfaces ("ip link show group") that are put into it to be removed: "LSM" in ASCII, lest it be anybody
+/// else's.
+const DOOMED: u32 = 0x4c_534d;
 
 /// An open rtnetlink socket.
 #[derive(Clone)]
@@ -112,6 +116,34 @@ impl Links {
         match self.handle.link().del(link.index()).execute().await {
             Err(error) if is(&error, Errno::ENODEV) => Ok(()),
             other => other.map_err(failed(format!("remove the interface {name}"))),
+        }
+    }
+
+    /// Removes the links of these names in one piece: what is removed one by one waits each time until no CPU uses it any
+    /// more, and all that changes links waits with it. Gone already is success.
+    pub(super) async fn delete_together(&self, names: &[String]) -> Result<(), TunnelError> {
+        let mut marked = false;
+        for name in names {
+            if let Some(link) = self.find(name).await? {
+                let message =
+                    LinkUnspec::new_with_index(link.index()).append_extra_attribute(LinkAttribute::Group(DOOMED));
+                match self.handle.link().set(message.build()).execute().await {
+                    Err(error) if is(&error, Errno::ENODEV) => {}
+                    other => {
+                        other.map_err(failed(format!("change the interface {name}")))?;
+                        marked = true;
+                    }
+                }
+            }
+        }
+        if !marked {
+            return Ok(());
+        }
+        let mut group = LinkMessage::default();
+        group.attributes.push(LinkAttribute::Group(DOOMED));
+        match LinkDelRequest::new_with_message(self.handle.clone(), group).execute().await {
+            Err(error) if is(&error, Errno::ENODEV) => Ok(()),
+            other => other.map_err(failed(format!("remove the interfaces {}", names.join(", ")))),
         }
     }
 

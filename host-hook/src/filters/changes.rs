@@ -1,14 +1,9 @@
-//! Changes of the table that are made together. `nft` is a process each time, and looks at all of the table: when a host is
-//! drained, hundreds of changes wait for each other, and migrations for them.
+//! Changes of the table that are made together: `nft` is a process each time, and looks at all of the table.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-};
-
-use tokio::sync::oneshot;
+use std::collections::BTreeSet;
 
 use super::{Family, FilterError, guarded, rules, run, underlay};
+use crate::together::Together;
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -22,41 +17,12 @@ pub(super) enum Change {
     Remove(u32),
 }
 
-/// Those that wait for their turn, in order; each is told when another's transaction has made it.
-static WAITING: Mutex<Vec<(Change, oneshot::Sender<()>)>> = Mutex::new(Vec::new());
-/// Whose turn it is: whether a table has become empty is decided outside the kernel.
-pub(super) static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Whether a table has become empty is decided outside the kernel: one change at a time.
+pub(super) static CHANGES: Together<Change> = Together::new();
 
-fn waiting() -> std::sync::MutexGuard<'static, Vec<(Change, oneshot::Sender<()>)>> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes a change, and all that wait with it. Where one of them is refused, each is made alone.
+/// Makes a change, and all that wait with it.
 pub(super) async fn make(what: &str, change: Change) -> Result<(), FilterError> {
-    let (done, mut made) = oneshot::channel();
-    waiting().push((change.clone(), done));
-    let _turn = TURN.lock().await;
-    let alone = match made.try_recv() {
-        Ok(()) => return Ok(()),
-        Err(oneshot::error::TryRecvError::Empty) => false,
-        // They were tried together in vain, or whoever tried is gone.
-        Err(oneshot::error::TryRecvError::Closed) => true,
-    };
-    if !alone {
-        let together = std::mem::take(&mut *waiting());
-        let changes: Vec<Change> = together.iter().map(|(change, _)| change.clone()).collect();
-        match apply(what, &changes).await {
-            Ok(()) => {
-                for (_, done) in together {
-                    let _ = done.send(());
-                }
-                return Ok(());
-            }
-            Err(error) if changes.len() == 1 => return Err(error),
-            Err(_) => {}
-        }
-    }
-    apply(what, &[change]).await
+    CHANGES.make(change, async |changes: &[Change]| apply(what, changes).await).await
 }
 
 async fn apply(what: &str, changes: &[Change]) -> Result<(), FilterError> {
