@@ -2,7 +2,7 @@
 
 mod following;
 
-use std::{collections::VecDeque, rc::Rc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
     Decline, FromGuest, Join, Offer, Peer, TunnelId,
@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     clock::{self, now},
+    config,
     divert::Diversion,
     foresight::Foresight,
     guest_line::GuestLine,
@@ -27,7 +28,7 @@ use crate::{
     replay::{Outlet, Recorder},
     report::Account,
     story,
-    stream::{Passage, Role},
+    stream::{Passage, Role, stalled},
     tunnel::{
         self, TunnelError,
         full_frames::{Answering, End},
@@ -258,6 +259,7 @@ impl Departure {
                 }
                 Order::Divert => self.divert(offer),
                 Order::UndoDivert => self.undo_divert(offer),
+                Order::EndStream => self.end_stream(offer),
                 Order::RemoveAdvance => {
                     self.parting.put_off();
                     // Where no VM wakes up elsewhere, there is nothing to wait for.
@@ -299,6 +301,23 @@ impl Departure {
             self.host.tunnels.plug(tap, &tunnel::bridge(offer.advance.vni)).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// The peer has been silent for a lease: most of that time nobody has acknowledged what the copy sends either.
+    fn end_stream(&self, offer: &Offer) {
+        let literal = |peer: &config::Peer| Some(peer.address.parse::<SocketAddr>().ok()?.ip());
+        let peer = self.host.config.peers.get(&self.saved.peer).and_then(literal);
+        let to: Vec<_> = [offer.underlay].into_iter().chain(peer).collect();
+        let (vm, migration, silent) = (self.saved.vm.name.clone(), offer.migration, Duration::from_millis(offer.lease));
+        tokio::task::spawn_local(async move {
+            match stalled::end(&to, silent / 2).await {
+                Ok(ended) if ended.is_empty() => {}
+                Ok(ended) => {
+                    tracing::warn!(vm, %migration, ?ended, "the VM stands, its copy hangs, and its destination is silent: the copy's connection is ended, so that the VM runs on here")
+                }
+                Err(error) => tracing::warn!(vm, %migration, %error, "cannot look whether the copy's connection hangs"),
+            }
+        });
     }
 
     fn answer_trials(&mut self, offer: &Offer) {

@@ -8,6 +8,7 @@
 
 mod carried;
 mod kernel;
+pub mod stalled;
 
 use std::{
     cell::RefCell,

@@ -60,6 +60,8 @@ pub enum Order {
     Divert,
     /// The old vNIC's MAC back at its tap.
     UndoDivert,
+    /// The copy's own connection is ended if it hangs: nobody else could call the migration off.
+    EndStream,
     /// This host's end of the advance tunnel goes.
     RemoveAdvance,
     /// This host's end of the home tunnel goes.
@@ -269,7 +271,7 @@ impl Source {
             (Source::Stopped(mut s), Event::Deadline) if now >= s.lease => {
                 s.lease = now + s.offer.lease;
                 let ask = Order::TellPeer(Peer::Stopped { migration: s.offer.migration });
-                (Source::Stopped(s), vec![ask])
+                (Source::Stopped(s), vec![ask, Order::EndStream])
             }
             // Where libvirt says anew that it is paused, it may have run in between.
             (Source::Stopped(s), Event::Suspended) if s.doubt => stop(Stopped { doubt: false, ..s }),

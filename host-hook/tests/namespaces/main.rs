@@ -7,6 +7,7 @@ mod diverting;
 mod filtering;
 mod frame;
 mod full_frames;
+mod hanging;
 mod hearing;
 mod host;
 mod listening;

@@ -35,11 +35,11 @@ pub(crate) fn kill_stopped(scene: &mut Scene) -> Result<()> {
     scene.time_silence()
 }
 
-/// Until libvirt at the destination has given up, which takes it 28 s. Until it is mended, QEMU at the source may wait for TCP,
-/// up to a quarter of an hour.
+/// Longer than a lease: the source's service ends the connection that QEMU waits for, and the VM runs on before the network
+/// is back.
 pub(crate) fn cut_stopped(scene: &mut Scene) -> Result<()> {
     scene.stage.topology.wire("wan-montreal")?.cut()?;
-    std::thread::sleep(Duration::from_secs(35));
+    std::thread::sleep(Duration::from_secs(45));
     scene.stage.topology.wire("wan-montreal")?.mend()?;
     // What waits in the shaper would keep TCP from sending it again.
     scene.stage.topology.wire("wan-montreal")?.set_rate(200)?;
