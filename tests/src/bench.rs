@@ -1,7 +1,11 @@
 //! `tests/bench`: what the papers ran, and what they did not. Each benchmark is a list of points, each measured several
 //! times; what has been measured is kept, so that a run goes on where another was interrupted.
 
+mod connections;
+mod disk;
 mod figure_12;
+mod figure_14;
+mod footprint;
 mod harney;
 mod hook_call;
 mod hosts;
@@ -9,6 +13,7 @@ mod notes;
 mod page;
 mod planned;
 mod plot;
+mod progress;
 mod stream;
 
 use std::{
@@ -19,7 +24,7 @@ use std::{
 
 use serde_json::Value;
 
-use self::{notes::Notes, page::Page};
+use self::{notes::Notes, page::Page, progress::Progress};
 use crate::shell::{During as _, Result};
 
 /// A thing to measure, and how often.
@@ -42,12 +47,18 @@ struct Benchmark {
     show: fn(&Notes, &mut Page),
 }
 
-const ALL: [&Benchmark; 6] = [
-    &stream::BENCHMARK,
+const ALL: [&Benchmark; 12] = [
+    &stream::RATE,
+    &stream::DISTANCE,
+    &stream::SIZE,
     &figure_12::BENCHMARK,
+    &figure_14::BENCHMARK,
+    &disk::BENCHMARK,
     &planned::BENCHMARK,
     &harney::BENCHMARK,
     &hook_call::BENCHMARK,
+    &footprint::BENCHMARK,
+    &connections::BENCHMARK,
     &hosts::BENCHMARK,
 ];
 
@@ -58,6 +69,8 @@ pub struct BenchOptions {
     pub only: Option<String>,
     /// Few points, each once. Kept apart from what a whole run measures, and not published.
     pub quick: bool,
+    /// Begin no measurement after this.
+    pub until: Option<Instant>,
     /// Forget what was measured.
     pub fresh: bool,
     /// Where measurements are kept.
@@ -72,11 +85,12 @@ pub fn names() -> Vec<&'static str> {
     ALL.iter().map(|one| one.name).collect()
 }
 
-/// Measures what is missing and writes the page.
+/// Measures what is missing and writes the page. `say` hears how far it is; a line that is `passing` is out of date with the
+/// next.
 ///
 /// # Errors
 /// What could not be measured; the rest was, and is kept.
-pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<()> {
+pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str, bool)) -> Result<()> {
     fs::create_dir_all(&options.kept).during(|| format!("make {}", options.kept.display()))?;
     let wanted = |one: &&&Benchmark| options.only.as_deref().is_none_or(|name| name == one.name);
     let mut failed = None;
@@ -85,19 +99,19 @@ pub fn run(options: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<()> {
         if options.fresh {
             notes.forget()?;
         }
-        if let Err(error) = measure(one, options.quick, &mut notes, say) {
-            say(&format!("{}: {}", one.name, crate::shell::chain(&error)));
+        if let Err(error) = measure(one, options, &mut notes, say) {
+            say(&format!("{}: {}", one.name, crate::shell::chain(&error)), false);
             failed = Some(error);
         }
     }
     if !options.quick {
         write(options)?;
-        say(&format!("wrote {}", options.results.join("RESULTS.md").display()));
+        say(&format!("wrote {}", options.results.join("RESULTS.md").display()), false);
     } else {
         for one in ALL.iter().filter(wanted) {
             let mut page = Page::new(one.name);
             (one.show)(&notes_of(one, options), &mut page);
-            say(page.text());
+            say(page.text(), false);
         }
     }
     failed.map_or(Ok(()), Err)
@@ -108,22 +122,33 @@ fn notes_of(one: &Benchmark, options: &BenchOptions) -> Notes {
     Notes::open(options.kept.join(format!("{}{kind}.json", one.name)))
 }
 
-fn measure(one: &Benchmark, quick: bool, notes: &mut Notes, say: &mut dyn FnMut(&str)) -> Result<()> {
-    let points = (one.points)(quick);
-    let total: usize = points.iter().map(|point| point.times).sum();
-    let mut done: usize = points.iter().map(|point| notes.count(&point.key).min(point.times)).sum();
+/// All points in turn, again and again: what the machine does meanwhile falls on each of them, and an interrupted run has
+/// something of each.
+fn measure(one: &Benchmark, options: &BenchOptions, notes: &mut Notes, say: &mut dyn FnMut(&str, bool)) -> Result<()> {
+    let points = (one.points)(options.quick);
+    let mut progress = Progress::new(one.name, &points, notes);
     let mut begun: Option<Measure> = None;
-    for point in &points {
-        while notes.count(&point.key) < point.times {
+    for round in 0..points.iter().map(|point| point.times).max().unwrap_or(0) {
+        for point in points.iter().filter(|point| round < point.times) {
+            if notes.count(&point.key) > round {
+                continue;
+            }
+            if options.until.is_some_and(|until| Instant::now() > until) {
+                say(&progress.line("the time is up; the next run goes on"), false);
+                return Ok(());
+            }
+            say(&progress.line(&point.key), true);
             let measure = match &mut begun {
                 Some(measure) => measure,
                 None => begun.insert((one.begin)()?),
             };
             let start = Instant::now();
             notes.put(&point.key, measure(&point.key)?)?;
-            done += 1;
-            say(&format!("{} {done}/{total}: {} ({:.1} s)", one.name, point.key, start.elapsed().as_secs_f64()));
+            progress.done(&point.key, start.elapsed());
         }
+    }
+    if begun.is_some() {
+        say(&progress.line("done"), false);
     }
     Ok(())
 }

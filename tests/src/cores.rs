@@ -31,10 +31,12 @@ impl Cores {
 
     /// Keeps this process, and all that it starts from now on, away from the VM's.
     pub fn leave_to_vm(&self) {
-        let mut set = CpuSet::new();
-        if self.rest.iter().all(|core| set.set(*core).is_ok()) {
-            let _ = sched_setaffinity(Pid::from_raw(0), &set); // without it the figures are worse, and nothing else
-        }
+        confine(&self.rest);
+    }
+
+    /// Undoes [`Cores::leave_to_vm`]; what was started in between stays where it is.
+    pub fn share(&self) {
+        confine(&[&self.rest[..], &self.vm].concat());
     }
 
     /// For libvirt, which would let the VM's threads run anywhere.
@@ -42,6 +44,13 @@ impl Cores {
         let pins = (0..).zip(&self.vm).map(|(vcpu, core)| format!("<vcpupin vcpu='{vcpu}' cpuset='{core}'/>"));
         let rest = self.rest.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         format!("<cputune>{}<emulatorpin cpuset='{rest}'/></cputune>", pins.collect::<String>())
+    }
+}
+
+fn confine(cores: &[usize]) {
+    let mut set = CpuSet::new();
+    if cores.iter().all(|core| set.set(*core).is_ok()) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set); // without it the figures are worse, and nothing else
     }
 }
 

@@ -43,7 +43,7 @@ impl Mode {
         }
     }
 
-    fn policy(self) -> &'static str {
+    pub(crate) fn policy(self) -> &'static str {
         match self {
             Mode::PreJoin => "before",
             Mode::PostJoin => "after",

@@ -65,6 +65,14 @@ impl Drop for LabDir {
     }
 }
 
+/// What libvirt's connections to other hosts are, and those of the QEMUs that it starts from then on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Plain,
+    /// Multipath TCP, by `mptcpize`.
+    Multipath,
+}
+
 /// What a site has beyond libvirt.
 #[derive(Debug, Clone, Default)]
 pub struct SiteOptions {
@@ -232,21 +240,15 @@ impl Site {
     ///
     /// # Errors
     /// It did not come back.
-    pub fn restart_libvirtd(&self) -> Result<()> {
-        self.restart_with(self.command("libvirtd"))
-    }
-
-    /// The same under `mptcpize`, which libvirtd hands on to each QEMU that it starts.
-    ///
-    /// # Errors
-    /// It did not come back.
-    pub fn restart_libvirtd_with_mptcp(&self) -> Result<()> {
-        let mut libvirtd = self.command("mptcpize");
-        libvirtd.args(["run", "libvirtd"]);
-        self.restart_with(libvirtd)
-    }
-
-    fn restart_with(&self, mut again: Command) -> Result<()> {
+    pub fn restart_libvirtd(&self, transport: Transport) -> Result<()> {
+        let mut again = match transport {
+            Transport::Plain => self.command("libvirtd"),
+            Transport::Multipath => {
+                let mut libvirtd = self.command("mptcpize");
+                libvirtd.args(["run", "libvirtd"]);
+                libvirtd
+            }
+        };
         let pid = fs::read_to_string(self.dir.join("run/libvirtd.pid")).during(|| "read libvirtd's pid file".into())?;
         run(self.command("bash").args(["-c", &format!("kill -KILL {}", pid.trim())]))?;
         let _ = fs::remove_file(self.dir.join("run/libvirt/libvirt-sock"));

@@ -21,7 +21,7 @@ use crate::{
     needs,
     pki::Authority,
     shell::{During as _, LabError, Process, Result, program, run, wait_for},
-    site::{LabDir, Site, SiteOptions},
+    site::{LabDir, Site, SiteOptions, Transport},
     topology::{Topology, TopologyOptions},
     vsock_device::VsockDevice,
 };
@@ -222,9 +222,7 @@ impl Stage {
             let site = Site::start(&topology, &lab, &plan.name, &authority, &site_options)?;
             prepare(&site)?;
             services.push(serve(&site, &hook)?);
-            let mut monitor = site.command("virsh");
-            monitor.args(["--quiet", "--connect", "qemu:///system", "qemu-monitor-event", "--loop"]);
-            services.push(site.service("monitor", &mut monitor)?);
+            services.push(monitor(&site)?);
             told(&format!("started libvirtd, libvirt-dbus and lsm-hook in {}", plan.name));
             sites.push(site);
         }
@@ -460,6 +458,18 @@ impl Stage {
         Ok(())
     }
 
+    /// Ends libvirtd there with SIGKILL and starts it again; VMs run on.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn restart_libvirtd(&mut self, site: &str, transport: Transport) -> Result<()> {
+        let site = self.site(site).clone();
+        site.restart_libvirtd(transport)?;
+        let index = self.service(site.name()) + 1;
+        self.services[index] = monitor(&site)?;
+        Ok(())
+    }
+
     /// Puts `text` into the host's configuration in place of `old`, without a word to the service. Gives the whole as it
     /// was.
     ///
@@ -492,6 +502,13 @@ impl Stage {
     pub fn log(&self, site: &str) -> String {
         std::fs::read_to_string(self.site(site).dir().join("lsm-hook.log")).unwrap_or_default()
     }
+}
+
+/// Writes QEMU's events down, for as long as libvirtd runs.
+fn monitor(site: &Site) -> Result<Process> {
+    let mut monitor = site.command("virsh");
+    monitor.args(["--quiet", "--connect", "qemu:///system", "qemu-monitor-event", "--loop"]);
+    site.service("monitor", &mut monitor)
 }
 
 fn serve(site: &Site, hook: &Path) -> Result<Process> {

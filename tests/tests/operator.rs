@@ -7,6 +7,7 @@ use std::{fs, time::Duration};
 use lsm_tests::{
     connections::Connections,
     shell::{chain, run},
+    site::Transport,
     stage::{Stage, StageOptions, lacking},
 };
 use serde_json::Value;
@@ -39,7 +40,7 @@ fn from_the_installation_to_the_first_move() {
         let early = bad(&stage, site, &[]);
         assert_eq!(early.len(), 1, "{early:?}");
         assert!(early[0].0 == "hook" && early[0].1.starts_with("systemctl restart libvirtd"), "{early:?}");
-        stage.site(site).restart_libvirtd().unwrap();
+        stage.site(site).restart_libvirtd(Transport::Plain).unwrap();
         assert_eq!(bad(&stage, site, &[]), none);
     }
 

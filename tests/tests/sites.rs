@@ -17,7 +17,7 @@ use lsm_tests::{
     needs,
     pki::Authority,
     shell::{run, wait_for},
-    site::{LabDir, Site, SiteOptions},
+    site::{LabDir, Site, SiteOptions, Transport},
     topology::{Topology, TopologyOptions},
 };
 
@@ -84,7 +84,7 @@ fn a_site_is_private_runs_its_hook_and_its_services_end_when_killed() {
     assert!(calls.contains("vm started begin"), "{calls}");
 
     // libvirtd may die; the VM does not.
-    site.restart_libvirtd().unwrap();
+    site.restart_libvirtd(Transport::Plain).unwrap();
     assert!(site.virsh(&["list"]).unwrap().contains("vm"));
     assert_eq!(guest.must("echo alive").unwrap(), "alive\n");
 }

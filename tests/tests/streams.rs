@@ -3,7 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use lsm_tests::{needs, stage::lacking, streams};
+use lsm_tests::{
+    needs,
+    site::Transport,
+    stage::lacking,
+    streams::{self, Hosts, StreamOptions},
+};
 
 const MUCH: u64 = 10 << 20;
 
@@ -12,9 +17,12 @@ fn memory_takes_both_paths() {
     if lacking() || needs::lacking(streams::missing()) {
         return;
     }
-    let both = streams::both(100).unwrap();
+    let mut hosts = Hosts::set(&StreamOptions::default(), Transport::Plain, |_| Ok(())).unwrap();
+    hosts.set_rate(100).unwrap();
+    hosts.fill(64).unwrap();
+    let both = hosts.pair().unwrap();
     eprintln!("{both:?}");
     assert!(both.one.bytes[1] < 1 << 20, "plain TCP on two paths: {both:?}");
-    assert!(both.reported.iter().all(|bytes| *bytes > MUCH), "the report says otherwise: {both:?}");
+    assert!(both.two.reported.iter().all(|bytes| *bytes > MUCH), "the report says otherwise: {both:?}");
     assert!(both.two.bytes.iter().all(|bytes| *bytes > MUCH), "one path carried nearly all: {both:?}");
 }

@@ -65,7 +65,10 @@ fn show(notes: &Notes, page: &mut Page) {
     for (load, rate) in combinations() {
         for one in notes.of::<Compared>(&key(load, rate)) {
             let Some(predicted) = one.predicted else {
-                rows.push(vec![key(load, rate), "no end".into(), format!("{:.1}", one.seconds)]);
+                let sent = format!("{:.0}", one.bytes / 1_048_576.0);
+                let (took, pause) = (format!("{:.1}", one.seconds), format!("{:.0}", one.pause * 1e3));
+                let none = String::new;
+                rows.push(vec![key(load, rate), "no end".into(), took, none(), none(), sent, none(), pause]);
                 continue;
             };
             let error = 100.0 * (predicted / one.seconds - 1.0);

@@ -10,8 +10,8 @@ pub(super) struct Curve {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-pub(super) struct Plot {
-    pub(super) title: &'static str,
+pub(super) struct Plot<'a> {
+    pub(super) title: &'a str,
     pub(super) across: &'static str,
     pub(super) up: &'static str,
     pub(super) curves: Vec<Curve>,
@@ -26,7 +26,7 @@ const BOTTOM: f64 = 48.0;
 /// Told apart without colours too: by their order in the legend and their dashes.
 const STROKES: [(&str, &str); 4] = [("#1565c0", ""), ("#c62828", "7 4"), ("#2e7d32", "2 3"), ("#6a1b9a", "9 3 2 3")];
 
-impl Plot {
+impl Plot<'_> {
     pub(super) fn svg(&self) -> String {
         let all = || self.curves.iter().flat_map(|curve| &curve.points);
         let right = all().map(|point| point.0).fold(0.0, f64::max).max(1e-9);

@@ -1,4 +1,7 @@
-//! SEC'17, figure 10: how long a move takes over the rate of a path, by TCP over one and by Multipath TCP over two.
+//! SEC'17, figures 9, 10 and 11: how long a move takes over the round trip, the rate of a path and the size of the VM, by
+//! TCP over one path and by Multipath TCP over two.
+
+use std::time::Duration;
 
 use super::{
     Benchmark, Measure, Notes, Page, Point,
@@ -7,62 +10,130 @@ use super::{
 };
 use crate::{
     measure::median,
-    shell::LabError,
-    streams::{self, Both},
+    shell::{LabError, Result},
+    site::Transport,
+    streams::{Both, Hosts, StreamOptions},
 };
 
-pub(super) const BENCHMARK: Benchmark = Benchmark {
+/// MiB of the VM that is moved at different rates, beside some 110 that travel anyway.
+const FILLED: u32 = 320;
+/// The same at different distances.
+const FILLED_FAR: u32 = 96;
+
+pub(super) const RATE: Benchmark = Benchmark {
     name: "stream",
-    title: "The migration's stream over one path and over two (SEC'17, figure 10)",
-    points,
-    begin: || Ok(measure()),
-    show,
+    title: "The migration's stream over one path and over two: rate (SEC'17, figure 10)",
+    points: |quick| points(if quick { &RATES[..1] } else { &RATES }, quick),
+    begin: || {
+        let hosts = hosts(false, FILLED)?;
+        hosts.fill(FILLED)?;
+        each(hosts, Hosts::set_rate)
+    },
+    show: |notes, page| {
+        page.say(&format!(
+            "A VM with {FILLED} MiB of noise in its memory goes from one host to the other by plain TCP over one path, and \
+             back by Multipath TCP over two, or the other way round in turn. Each path is limited by a token bucket; round \
+             trip below 1 ms. The copy is from QEMU's beginning to the VM's first instruction at the destination; what \
+             `virsh migrate` takes more is the preparation and the end. At 1000 Mbit/s the emulating QEMUs are the bottleneck."
+        ));
+        show(&RATES, "Mbit/s per path", "the rate of a path", notes, page);
+    },
 };
 
-/// Mbit/s of each path. More than the last, and the emulated QEMUs are the bottleneck.
-const RATES: [u32; 4] = [50, 100, 200, 400];
+/// Mbit/s of each path.
+const RATES: [u32; 3] = [100, 400, 1000];
 
-fn points(quick: bool) -> Vec<Point> {
-    let rates = if quick { &RATES[1..2] } else { &RATES[..] };
-    rates.iter().map(|mbit| Point { key: mbit.to_string(), times: if quick { 1 } else { 10 } }).collect()
+pub(super) const DISTANCE: Benchmark = Benchmark {
+    name: "figure-9",
+    title: "The migration's stream over one path and over two: round trip (SEC'17, figure 9)",
+    points: |quick| points(if quick { &DISTANCES[..1] } else { &DISTANCES }, quick),
+    begin: || {
+        let hosts = hosts(true, FILLED_FAR)?;
+        hosts.fill(FILLED_FAR)?;
+        hosts.set_rate(200)?;
+        each(hosts, |hosts, ms| hosts.set_distance(Duration::from_millis(ms.into())))
+    },
+    show: |notes, page| {
+        page.say(&format!(
+            "The same with {FILLED_FAR} MiB of noise, at 200 Mbit/s per path, both paths with the same round trip."
+        ));
+        show(&DISTANCES, "round trip, ms", "the round trip", notes, page);
+    },
+};
+
+/// Milliseconds.
+const DISTANCES: [u32; 3] = [1, 20, 80];
+
+pub(super) const SIZE: Benchmark = Benchmark {
+    name: "figure-11",
+    title: "The migration's stream over one path and over two: size of the VM (SEC'17, figure 11)",
+    points: |quick| points(if quick { &SIZES[..1] } else { &SIZES }, quick),
+    begin: || {
+        let hosts = hosts(false, SIZES[SIZES.len() - 1])?;
+        hosts.set_rate(400)?;
+        each(hosts, Hosts::fill)
+    },
+    show: |notes, page| {
+        page.say(
+            "The same VM with so much noise in its memory, at 400 Mbit/s per path, round trip below 1 ms. How large its memory \
+             is makes little difference: what it has not written is not sent.",
+        );
+        show(&SIZES, "MiB of noise", "what the VM's memory holds", notes, page);
+    },
+};
+
+/// MiB.
+const SIZES: [u32; 3] = [64, 192, 512];
+
+fn hosts(distant: bool, filled: u32) -> Result<Hosts> {
+    let options = StreamOptions { distant, memory_mib: filled + 128, ..StreamOptions::default() };
+    Hosts::set(&options, Transport::Plain, |_| Ok(()))
 }
 
-fn measure() -> Measure {
-    Box::new(|key| {
-        let mbit = key.parse().map_err(|_| LabError::Other(format!("{key} is no rate")))?;
-        serde_json::to_value(streams::both(mbit)?).map_err(|error| LabError::Other(error.to_string()))
-    })
+fn points(values: &[u32], quick: bool) -> Vec<Point> {
+    values.iter().map(|value| Point { key: value.to_string(), times: if quick { 1 } else { 10 } }).collect()
 }
 
-fn show(notes: &Notes, page: &mut Page) {
-    page.say(
-        "A VM of 192 MiB, some 160 of it in use, from one host to the other; both libvirts under `mptcpize` for the second \
-         column. Each path is limited by a token bucket; round trip below 1 ms.",
-    );
+/// A pair of moves with each value.
+fn each(mut hosts: Hosts, mut set: impl FnMut(&Hosts, u32) -> Result<()> + 'static) -> Result<Measure> {
+    Ok(Box::new(move |key| {
+        set(&hosts, key.parse().map_err(|_| LabError::Other(format!("{key} is no number")))?)?;
+        serde_json::to_value(hosts.pair()?).map_err(|error| LabError::Other(error.to_string()))
+    }))
+}
+
+fn show(values: &[u32], across: &'static str, over: &str, notes: &Notes, page: &mut Page) {
     let (mut rows, mut one, mut two) = (Vec::new(), Vec::new(), Vec::new());
-    for mbit in RATES {
-        let moves: Vec<Both> = notes.of(&mbit.to_string());
-        let single: Vec<f64> = moves.iter().map(|both| both.one.seconds).collect();
-        let double: Vec<f64> = moves.iter().map(|both| both.two.seconds).collect();
-        let ratio: Vec<f64> = moves.iter().map(|both| both.one.seconds / both.two.seconds).collect();
+    for value in values {
+        let pairs: Vec<Both> = notes.of(&value.to_string());
+        let of = |number: fn(&Both) -> f64| pairs.iter().map(number).collect::<Vec<f64>>();
+        let [single, double] = [of(|both| both.one.copied), of(|both| both.two.copied)];
         let share = |both: &Both| 100.0 * both.two.bytes[1] as f64 / both.two.bytes.iter().sum::<u64>().max(1) as f64;
-        let shares: Vec<f64> = moves.iter().map(share).collect();
         rows.push(vec![
-            mbit.to_string(),
-            moves.len().to_string(),
+            value.to_string(),
+            pairs.len().to_string(),
             spread(&single, 1),
             spread(&double, 1),
-            spread(&ratio, 2),
-            spread(&shares, 0),
+            spread(&of(|both| both.one.copied / both.two.copied), 2),
+            spread(&of(|both| both.one.seconds / both.two.seconds), 2),
+            spread(&of(share), 0),
         ]);
-        one.extend(median(&single).map(|seconds| (f64::from(mbit), seconds)));
-        two.extend(median(&double).map(|seconds| (f64::from(mbit), seconds)));
+        one.extend(median(&single).map(|seconds| (f64::from(*value), seconds)));
+        two.extend(median(&double).map(|seconds| (f64::from(*value), seconds)));
     }
-    let head = ["Mbit/s per path", "pairs", "one path, s", "two paths, s", "times sooner", "second path, %"];
+    let head = [
+        across,
+        "pairs",
+        "copy over one path, s",
+        "over two, s",
+        "times sooner",
+        "times sooner with all of `virsh`",
+        "second path, %",
+    ];
     page.table(&head, &rows);
     page.plot(&Plot {
-        title: "Time of a move over the rate of a path",
-        across: "Mbit/s per path",
+        title: &format!("Time of the copy over {over}"),
+        across,
         up: "seconds",
         curves: vec![Curve { name: "TCP, one path", points: one }, Curve { name: "MPTCP, two paths", points: two }],
     });

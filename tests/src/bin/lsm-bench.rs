@@ -1,6 +1,11 @@
 //! `tests/bench`.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::IsTerminal as _,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
 use lsm_tests::{
@@ -19,17 +24,27 @@ struct Arguments {
     /// Few points, each once, shown and not published.
     #[arg(long)]
     quick: bool,
+    /// Stop after so many minutes; the next run goes on.
+    #[arg(long)]
+    minutes: Option<u64>,
     /// Measure all of it again.
     #[arg(long)]
     fresh: bool,
 }
 
 fn main() -> ExitCode {
-    let Arguments { only, quick, fresh } = Arguments::parse();
+    let Arguments { only, quick, minutes, fresh } = Arguments::parse();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-    let options =
-        BenchOptions { only, quick, fresh, kept: workspace.join("target/bench"), results: workspace.to_owned() };
-    match bench::run(&options, &mut |what| eprintln!("tests/bench: {what}")) {
+    let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let (kept, results) = (workspace.join("target/bench"), workspace.to_owned());
+    let options = BenchOptions { only, quick, until, fresh, kept, results };
+    let terminal = std::io::stderr().is_terminal();
+    let mut say = |what: &str, passing: bool| match (terminal, passing) {
+        (true, true) => eprint!("\r\x1b[K{what}"),
+        (true, false) => eprintln!("\r\x1b[K{what}"),
+        (false, _) => eprintln!("tests/bench: {what}"),
+    };
+    match bench::run(&options, &mut say) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tests/bench: {}", chain(&error));

@@ -82,7 +82,23 @@ impl ClientProcess {
     /// # Errors
     /// The client is gone, or nothing came within `length` and half a minute.
     pub fn bulk(&mut self, length: Duration) -> Result<Bulk, TrafficError> {
-        self.send(control::Command::BulkMs(length.as_millis() as u64))?;
+        self.begin_bulk(length)?;
+        self.end_bulk(length)
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn begin_bulk(&mut self, length: Duration) -> Result<(), TrafficError> {
+        self.send(control::Command::BulkMs(length.as_millis() as u64))
+    }
+
+    /// Waits for the end of what [`ClientProcess::begin_bulk`] began.
+    ///
+    /// # Errors
+    /// As [`ClientProcess::bulk`].
+    pub fn end_bulk(&mut self, length: Duration) -> Result<Bulk, TrafficError> {
         self.wait("the bulk transfer ended", length + ANSWER, |event| match event {
             Event::Bulk(bulk) => Some(bulk),
             _ => None,
