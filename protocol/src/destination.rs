@@ -9,14 +9,22 @@
 //!     +--- refused: the hook says why, nothing has moved -------+--- the VM gone, peer's abort: Undoing -> Gone
 //! ```
 
-use alloc::{string::String, vec, vec::Vec};
+mod refused;
+mod steps;
+mod words;
+
+use alloc::{vec, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
+use self::steps::{arrive, begin_by, both, give_up, keep_alive_again, lost, ready, refuse, take_down, undo};
+pub use self::{
+    refused::{Impassable, Refused, Short, Way},
+    words::{Event, Order},
+};
 use crate::{
-    Counts, Decline, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Prepare, Refusal, Side, ToGuest,
-    forecast::{Forecast, Survival},
-    guest,
+    Counts, FromGuest, GuestFailure, Join, MigrationId, Millis, Offer, Peer, Refusal, Side, ToGuest,
+    forecast::Survival, guest,
 };
 
 /// The source builds its ends within this, also where the end of the VM's last move, or other VMs, come first; libvirt waits
@@ -61,144 +69,6 @@ pub struct Policy {
     /// How many connections must have joined once the guest is prepared.
     #[serde(default)]
     pub survival: Survival,
-}
-
-/// Why the migration is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
-pub enum Refused {
-    #[error("this host: {0}")]
-    Build(Decline),
-    #[error("the source host declines: {0}")]
-    Declined(Decline),
-    #[error("the source host did not build its tunnel ends within {0} ms; see its lsm-hook log")]
-    SourceSilent(Millis),
-    #[error("the guest is not prepared: {0} (set unprepared = \"post-join\" to migrate all the same)")]
-    Guest(GuestFailure),
-    #[error("the guest was not prepared within {0} ms (raise prepare_wait_ms, or set unprepared = \"post-join\")")]
-    GuestSlow(Millis),
-    #[error("the guest is not prepared: {why}; so nobody can say whether min_survival is met, which demands {needed}")]
-    Uncounted { why: GuestFailure, needed: Survival },
-    #[error(
-        "the guest was not prepared within {waited} ms (raise prepare_wait_ms); so nobody can say whether min_survival is met, which demands {needed}"
-    )]
-    UncountedYet { waited: Millis, needed: Survival },
-    #[error("{short}: {named}")]
-    Connections { short: Short, named: String },
-    #[error("the source host called the migration off")]
-    Aborted,
-    #[error("it was called off here, by the operator or by another migration of the same VM")]
-    CalledOff,
-    #[error(transparent)]
-    Impassable(Impassable),
-}
-
-/// What the tunnels do not carry, as tried. Sizes are those of the packets between the hosts, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
-pub enum Impassable {
-    #[error(
-        "nothing comes through the tunnel to the source host and back; let UDP port {port} pass between the hosts, both ways"
-    )]
-    Closed { port: u16 },
-    #[error(
-        "the LAN's full frames are lost in the tunnel {way}: they need packets of {needed} bytes between the hosts, and {available} is the largest that comes through; raise the MTU of that network to {needed}, or let IP fragments pass"
-    )]
-    Large { needed: u32, available: u32, way: Way },
-    #[error(
-        "whether the tunnels carry the LAN's full frames could not be found out within {0} ms; see the log of lsm-hook here"
-    )]
-    Unknown(Millis),
-}
-
-/// One way through a tunnel, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
-pub enum Way {
-    #[error("to the source host")]
-    There,
-    #[error("from the source host")]
-    Back,
-    #[error("both ways")]
-    Both,
-}
-
-/// Fewer connections can move than policy demands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
-#[error("only {moving} of {all} connections can move, and min_survival demands {needed}")]
-pub struct Short {
-    pub moving: u64,
-    pub all: u64,
-    pub needed: Survival,
-}
-
-impl Short {
-    /// What a forecast made before the preparation falls short by, at best.
-    pub fn of(forecast: &Forecast, join: Join, needed: Survival) -> Option<Short> {
-        let moving = if join == Join::Never { 0 } else { forecast.sums.at_best() };
-        let all = forecast.sums.managed();
-        (!needed.met(moving, all)).then_some(Short { moving, all, needed })
-    }
-
-    /// What the preparation falls short by.
-    fn after(counts: Counts, needed: Survival) -> Option<Short> {
-        let Counts { joined, waiting, legacy, .. } = counts;
-        let all = u64::from(joined) + u64::from(waiting) + u64::from(legacy);
-        (!needed.met_by(counts)).then_some(Short { moving: joined.into(), all, needed })
-    }
-}
-
-/// What the shell is to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Both tunnels' ends here, filters. Ends in [`Event::Built`] or [`Event::BuildFailed`].
-    BuildEnds,
-    /// Send full frames through the tunnels and back. Ends in [`Event::Carries`] or [`Event::Impassable`]; not waited for.
-    TryTunnels,
-    TellPeer(Peer),
-    TellGuest(ToGuest),
-    /// The waiting hook prints the rewritten XML, with a warning if there is one. Always the last order: the state must
-    /// be on disk before libvirt goes on, or a restart takes the migration for one that libvirt has refused.
-    Admit {
-        warning: Option<GuestFailure>,
-    },
-    /// The waiting hook fails with this.
-    Refuse(Refused),
-    /// The new vNIC's MAC to its own tap, with what was put into the advance tunnel during the last round trip.
-    PointAtTap,
-    /// The new vNIC's MAC back into the advance tunnel.
-    PointAtTunnel,
-    RemoveAdvance,
-    RemoveHome,
-    /// Say that nothing has come from the source for so long, neither word nor frame, and that the old path is left.
-    SourceLost(Millis),
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    Built,
-    BuildFailed(Decline),
-    /// Full frames have crossed the tunnels, both ways.
-    Carries,
-    Impassable(Impassable),
-    Peer(Peer),
-    /// libvirt goes on: the VM's QEMU is started here.
-    Begun,
-    /// The VM runs here: the bridge has learnt its MAC, libvirt said Resumed, or the guest itself spoke.
-    Arrived,
-    Guest(FromGuest),
-    /// libvirt: the VM is not here (any more).
-    VmGone,
-    /// Frames have come out of the home tunnel.
-    Crossed,
-    /// The operator asks for the tunnel to go.
-    Release,
-    /// The VM is asked for by the host that it came from, while its address there is held.
-    Departs,
-    /// That is called off: the VM is here as before.
-    Stays,
-    Deadline,
-    /// The service was started and found this state on disk. What it missed follows: `Arrived` if libvirt finds the VM
-    /// running here, `VmGone` if it had been started here and is not any more.
-    Restarted,
 }
 
 /// The machine.
@@ -611,120 +481,5 @@ impl Destination {
 
     fn is_about(&self, migration: MigrationId) -> bool {
         self.offer().is_some_and(|offer| offer.migration == migration)
-    }
-}
-
-fn both(
-    now: Millis,
-    offer: Offer,
-    policy: Policy,
-    built: bool,
-    accepted: bool,
-    until: Millis,
-) -> (Destination, Vec<Order>) {
-    if !built || !accepted {
-        return (Destination::Building { offer, policy, built, accepted, until }, vec![]);
-    }
-    let (keep_alive, say) = keep_alive_again(now, &offer);
-    let guest = if offer.join == Join::Before && policy.prepare_wait > 0 {
-        Preparation::Awaited { until: now + policy.prepare_wait }
-    } else {
-        Preparation::Over { warning: None }
-    };
-    let trial = Some(now + TRIAL + TRIAL / 2); // the shell gives up first, and knows why
-    (Destination::Waiting { offer, policy, keep_alive, trial, guest }, vec![say, Order::TryTunnels])
-}
-
-/// Admits the VM when nothing is waited for any more.
-fn ready(now: Millis, state: Destination) -> (Destination, Vec<Order>) {
-    match state {
-        Destination::Waiting { offer, trial: None, guest: Preparation::Over { warning }, .. } => {
-            admit(now, offer, warning)
-        }
-        state => (state, vec![]),
-    }
-}
-
-fn admit(now: Millis, offer: Offer, warning: Option<GuestFailure>) -> (Destination, Vec<Order>) {
-    let (keep_alive, say) = keep_alive_again(now, &offer);
-    let begin = Some(begin_by(now, &offer));
-    (Destination::Incoming { offer, diverted: false, keep_alive, begin }, vec![say, Order::Admit { warning }])
-}
-
-fn begin_by(now: Millis, offer: &Offer) -> Millis {
-    now + offer.lease.max(BEGIN)
-}
-
-/// When the source hears of us next, and what it hears now.
-fn keep_alive_again(now: Millis, offer: &Offer) -> (Millis, Order) {
-    (now + offer.lease / KEEP_ALIVES, Order::TellPeer(Peer::KeepAlive { migration: offer.migration }))
-}
-
-fn refuse(now: Millis, offer: Offer, why: Refused) -> (Destination, Vec<Order>) {
-    let order = Order::Refuse(why.clone());
-    let (state, orders) = match why {
-        Refused::Declined(_) => (Destination::Gone, vec![Order::RemoveAdvance, Order::RemoveHome]),
-        _ => undo(now, offer, why != Refused::Aborted),
-    };
-    (state, [vec![order], orders].concat())
-}
-
-/// The VM is not to come any more. It may run on at the source, and be reached through the advance tunnel until its guest
-/// has left it: no frame may wait here for it.
-fn give_up(now: Millis, offer: Offer, diverted: bool, tell: bool) -> (Destination, Vec<Order>) {
-    let (state, orders) = undo(now, offer, tell);
-    let back = if diverted { vec![Order::PointAtTunnel] } else { vec![] };
-    (state, [back, orders].concat())
-}
-
-/// The source first: the guest there may still send through the tunnels, and stops within [`UNDO`].
-fn undo(now: Millis, offer: Offer, tell: bool) -> (Destination, Vec<Order>) {
-    let say = Order::TellPeer(Peer::Abort { migration: offer.migration });
-    let orders = if tell { vec![say] } else { vec![] };
-    (Destination::Undoing { offer, repeat: now + REPEAT, until: now + UNDO }, orders)
-}
-
-fn arrive(now: Millis, offer: Offer, diverted: bool) -> (Destination, Vec<Order>) {
-    let migration = offer.migration;
-    // ---- the point of no return: the VM lives here now ----
-    let mut orders = if diverted { vec![] } else { vec![Order::PointAtTap] };
-    match offer.join {
-        // Not prepared after all: the guest answers that it knows no such migration, and is told all of it.
-        Join::Before => orders.push(Order::TellGuest(ToGuest::Arrived { migration })),
-        Join::After => orders.push(Order::TellGuest(ToGuest::Prepare(offer.prepare(true)))),
-        Join::Never => {}
-    }
-    orders.extend([Order::TellPeer(Peer::Arrived { migration }), Order::RemoveAdvance]);
-    (
-        Destination::Arrived { offer, switched: None, repeat: now + REPEAT, leave: None, heard: now, aside: false },
-        orders,
-    )
-}
-
-/// When the source's end of the home tunnel is taken for gone.
-fn lost(heard: Millis, offer: &Offer) -> Millis {
-    heard + LOST * offer.lease
-}
-
-fn take_down(now: Millis, offer: Offer) -> (Destination, Vec<Order>) {
-    let lease = now + offer.lease;
-    let say = Order::TellPeer(Peer::TakeDown { migration: offer.migration });
-    (Destination::TakingDown { offer, repeat: now + REPEAT, lease }, vec![Order::RemoveHome, say])
-}
-
-impl Offer {
-    /// The guest's part of it.
-    pub fn prepare(&self, arrived: bool) -> Prepare {
-        Prepare {
-            migration: self.migration,
-            old: self.home.mac,
-            new: self.advance.mac,
-            lan: self.lan.clone(),
-            addressing: self.addressing,
-            mtu: self.mtu,
-            arrived,
-            drain: self.drain,
-            lease: self.lease,
-        }
     }
 }
