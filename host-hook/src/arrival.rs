@@ -442,11 +442,16 @@ impl Arrival {
                 Err(error) => tracing::warn!(tap, error = story(&error), "arrival will be known from libvirt only"),
             }
             if mac == offer.advance.mac {
-                if let Err(error) = self.host.tunnels.set_flooding(tap, false).await {
+                // After a restart it may be here already, and its tunnel gone.
+                if self.copies()
+                    && let Err(error) = self.host.tunnels.set_flooding(tap, false).await
+                {
                     tracing::warn!(tap, error = story(&error), "broadcasts will wait in the tap's queue too");
                 }
                 let from = tunnel::port(offer.advance.vni);
-                let home = (offer.join == Join::Before).then_some(from.as_str());
+                let tunnelled =
+                    offer.join == Join::Before && self.host.tunnels.link_exists(&from).await.unwrap_or(true);
+                let home = tunnelled.then_some(from.as_str());
                 let divert = self.host.fdb.prepare(bridge, mac, tap, home).map_err(|e| story(&e));
                 match divert.and_then(|d| Ok((d, Outlet::open(tap).map_err(|e| story(&e))?))) {
                     Ok(divert) => self.divert = Some(divert),
@@ -498,12 +503,14 @@ impl Arrival {
 
     /// The VM is here: what pointed at its tap for the move becomes what the bridge would have learnt.
     async fn keep_pointing(&mut self, offer: &Offer) {
-        let Some((diversion, _)) = self.divert.take() else { return };
+        let diversion = self.divert.take();
         let Some(tap) = self.saved.vm.as_ref().and_then(|vm| vm.vnic(offer.advance.mac)?.tap.clone()) else { return };
         if !matches!(self.saved.machine, Destination::Arrived { .. } | Destination::TakingDown { .. }) {
             return; // undone: the tap goes with its QEMU
         }
-        if let Err(error) = self.host.fdb.keep(&diversion) {
+        if let Some((diversion, _)) = diversion
+            && let Err(error) = self.host.fdb.keep(&diversion)
+        {
             tracing::warn!(tap, error = story(&error), "the bridge will have to learn the new vNIC by itself");
         }
         if let Err(error) = self.host.tunnels.set_flooding(&tap, true).await {
