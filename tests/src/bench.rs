@@ -47,6 +47,11 @@ struct Benchmark {
     show: fn(&Notes, &mut Page),
 }
 
+/// The point under which it is written down what could not be measured, and why.
+const FAILED: &str = "failed";
+/// A run with so many failures is given up.
+const MOST_FAILURES: usize = 3;
+
 const ALL: [&Benchmark; 12] = [
     &stream::RATE,
     &stream::DISTANCE,
@@ -128,6 +133,7 @@ fn measure(one: &Benchmark, options: &BenchOptions, notes: &mut Notes, say: &mut
     let points = (one.points)(options.quick);
     let mut progress = Progress::new(one.name, &points, notes);
     let mut begun: Option<Measure> = None;
+    let mut failures = 0;
     for round in 0..points.iter().map(|point| point.times).max().unwrap_or(0) {
         for point in points.iter().filter(|point| round < point.times) {
             if notes.count(&point.key) > round {
@@ -143,7 +149,20 @@ fn measure(one: &Benchmark, options: &BenchOptions, notes: &mut Notes, say: &mut
                 None => begun.insert((one.begin)()?),
             };
             let start = Instant::now();
-            notes.put(&point.key, measure(&point.key)?)?;
+            match measure(&point.key) {
+                Ok(value) => notes.put(&point.key, value)?,
+                Err(error) => {
+                    // The next one begins afresh.
+                    begun = None;
+                    let why = format!("{}: {}", point.key, crate::shell::chain(&error));
+                    say(&progress.line(&why), false);
+                    failures += 1;
+                    notes.put(FAILED, why.into())?;
+                    if failures == MOST_FAILURES {
+                        return Err(error);
+                    }
+                }
+            }
             progress.done(&point.key, start.elapsed());
         }
     }
@@ -171,6 +190,14 @@ fn write(options: &BenchOptions) -> Result<()> {
             text.push_str(&format!(
                 "{measured} of {wanted} measurements made; `sudo tests/bench --only {}` makes the rest.\n\n",
                 one.name
+            ));
+        }
+        let failed: Vec<String> = notes.of(FAILED);
+        if let Some(last) = failed.last() {
+            let why = last.lines().next().unwrap_or_default();
+            text.push_str(&format!(
+                "{} more came to nothing and are not in these numbers; the last: {why}.\n\n",
+                failed.len()
             ));
         }
         (one.show)(&notes, &mut page);

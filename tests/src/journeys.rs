@@ -27,7 +27,7 @@ const SECOND: Nanos = 1_000_000_000;
 /// Paced traffic alone, for a median of the round trips.
 const CALM: Duration = Duration::from_millis(1500);
 /// The bulk transfer's whole length: of it goes on before the move ...
-const BULK: Duration = Duration::from_secs(11);
+const BULK: Duration = Duration::from_secs(14);
 /// ... for this long.
 const BULK_BEFORE: Duration = Duration::from_secs(2);
 /// A new path's slow start, or the recovery of an old one, is over.

@@ -2,7 +2,6 @@
 //! measured is the agent and the kernel, and not an emulated CPU.
 
 use std::{
-    collections::HashMap,
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Benchmark, Measure, Notes, Page, Point, page::spread};
 use crate::{
-    crossing::{A, B, Crossing, LIMIT, Lan},
+    crossing::{A, B, Crossing, LIMIT},
     demo::timeline,
     measure::{Window, longest_gap_of_all, milliseconds},
     shell::{LabError, Result, wait_for},
@@ -47,23 +46,18 @@ fn points(quick: bool) -> Vec<Point> {
     counts.iter().map(|count| Point { key: count.to_string(), times: if quick { 1 } else { 10 } }).collect()
 }
 
-/// So many connections, moved to and fro.
+/// So many connections.
 struct Crowd {
     crossing: Crossing,
     busy: ClientProcess,
     _idle: Option<ClientProcess>,
-    at: [Lan; 2],
     count: u16,
 }
 
 fn begin() -> Result<Measure> {
-    let mut crowds: HashMap<String, Crowd> = HashMap::new();
-    Ok(Box::new(move |key| {
-        let crowd = match crowds.get_mut(key) {
-            Some(crowd) => crowd,
-            None => crowds.entry(key.to_owned()).or_insert(Crowd::gather(key)?),
-        };
-        serde_json::to_value(crowd.moved()?).map_err(|error| LabError::Other(error.to_string()))
+    // One crowd at a time: the kernel walks the connections of all namespaces.
+    Ok(Box::new(|key| {
+        serde_json::to_value(Crowd::gather(key)?.moved()?).map_err(|error| LabError::Other(error.to_string()))
     }))
 }
 
@@ -81,15 +75,14 @@ impl Crowd {
             None
         };
         busy.start().map_err(lab)?;
-        Ok(Crowd { crossing, busy, _idle: idle, at: [A, B], count })
+        Ok(Crowd { crossing, busy, _idle: idle, count })
     }
 
-    fn moved(&mut self) -> Result<Moved> {
-        let [old, new] = self.at;
+    fn moved(mut self) -> Result<Moved> {
         let count = usize::from(self.count);
         let (before, _) = self.crossing.spent()?;
         let start = Instant::now();
-        self.crossing.prepare_with(old, new, count, 0)?;
+        self.crossing.prepare_with(A, B, count, 0)?;
         let joined = start.elapsed();
         thread::sleep(AROUND);
         self.busy.take_log().map_err(lab)?;
@@ -110,7 +103,6 @@ impl Crowd {
         }
         let gaps = longest_gap_of_all(&log, Window { from, until: log.until });
         let (after, memory) = self.crossing.spent()?;
-        self.at = [new, old];
         let ms = |span: Duration| span.as_secs_f64() * 1e3;
         Ok(Moved {
             joined: ms(joined),
