@@ -41,7 +41,7 @@ pub(super) const RATE: Benchmark = Benchmark {
 };
 
 /// Mbit/s of each path.
-const RATES: [u32; 3] = [100, 400, 1000];
+const RATES: [u32; 4] = [100, 200, 400, 1000];
 
 pub(super) const DISTANCE: Benchmark = Benchmark {
     name: "figure-9",
