@@ -49,6 +49,8 @@ struct Benchmark {
 
 /// The point under which it is written down what could not be measured, and why.
 const FAILED: &str = "failed";
+/// The same for the machine's load after each measurement.
+const LOAD: &str = "load";
 /// A run with so many failures is given up.
 const MOST_FAILURES: usize = 3;
 
@@ -150,7 +152,10 @@ fn measure(one: &Benchmark, options: &BenchOptions, notes: &mut Notes, say: &mut
             };
             let start = Instant::now();
             match measure(&point.key) {
-                Ok(value) => notes.put(&point.key, value)?,
+                Ok(value) => {
+                    notes.put(&point.key, value)?;
+                    notes.put(LOAD, load().into())?;
+                }
                 Err(error) => {
                     // The next one begins afresh.
                     begun = None;
@@ -200,12 +205,29 @@ fn write(options: &BenchOptions) -> Result<()> {
                 failed.len()
             ));
         }
+        let loads: Vec<f64> = notes.of(LOAD);
+        if loads.iter().any(|load| *load > BUSY) {
+            let spread = page::spread(&loads, 1);
+            text.push_str(&format!(
+                "The machine had other work: its load was {spread} after {} of them.\n\n",
+                loads.len()
+            ));
+        }
         (one.show)(&notes, &mut page);
         text.push_str(page.text());
         page.write_pictures(&options.results)?;
     }
     let path = options.results.join("RESULTS.md");
     fs::write(&path, text).during(|| format!("write {}", path.display()))
+}
+
+/// More than the lab itself makes of it.
+const BUSY: f64 = 4.0;
+
+/// The machine's, over the last minute.
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
 /// Where a page's pictures are, beside it.

@@ -18,7 +18,7 @@ use crate::{
 /// MiB of the VM that is moved at different rates, beside some 110 that travel anyway.
 const FILLED: u32 = 320;
 /// The same at different distances.
-const FILLED_FAR: u32 = 96;
+const FILLED_FAR: u32 = 160;
 
 pub(super) const RATE: Benchmark = Benchmark {
     name: "stream",
@@ -62,7 +62,7 @@ pub(super) const DISTANCE: Benchmark = Benchmark {
 };
 
 /// Milliseconds.
-const DISTANCES: [u32; 3] = [1, 20, 80];
+const DISTANCES: [u32; 4] = [1, 10, 40, 80];
 
 pub(super) const SIZE: Benchmark = Benchmark {
     name: "figure-11",
@@ -83,7 +83,7 @@ pub(super) const SIZE: Benchmark = Benchmark {
 };
 
 /// MiB.
-const SIZES: [u32; 3] = [64, 192, 512];
+const SIZES: [u32; 4] = [64, 128, 256, 512];
 
 fn hosts(distant: bool, filled: u32) -> Result<Hosts> {
     let options = StreamOptions { distant, memory_mib: filled + 128, ..StreamOptions::default() };
