@@ -32,7 +32,7 @@ enum Journey {
 const JOURNEYS: [Journey; 2] = [Journey::SanJose, Journey::Dallas];
 const MODES: [Mode; 3] = [Mode::PreJoin, Mode::PostJoin, Mode::TunnelOnly];
 /// Half of it is the client's window.
-const CLIENT_BUFFER: u32 = 256 << 10;
+const CLIENT_BUFFER: u32 = 64 << 10;
 
 impl Journey {
     fn name(self) -> &'static str {
