@@ -7,7 +7,11 @@ use std::{
 
 use crate::{adopt, check, config, dial, estimate, hook, init, moved, report, service, status, story};
 use clap::{Parser, Subcommand};
-use lsm_protocol::{Mac, finding::Verdict, forecast::Shown};
+use lsm_protocol::{
+    Mac,
+    finding::{Table, Verdict},
+    forecast::Shown,
+};
 
 /// Moves VMs between sites with their Multipath TCP connections: the host's side.
 #[derive(Parser)]
@@ -149,7 +153,7 @@ fn check(config: &Path, vm: Option<&str>, json: bool) -> Result<(), String> {
     if json {
         println!("{}", serde_json::json!({ "good": bad == 0, "findings": findings }));
     } else {
-        findings.iter().for_each(|finding| println!("{finding}"));
+        print!("{}", Table(&findings));
     }
     if bad == 0 { Ok(()) } else { Err("not everything is in order; see above".to_owned()) }
 }

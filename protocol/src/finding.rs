@@ -38,17 +38,39 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+/// All that was looked at, as a table that is as wide as it must be.
+pub struct Table<'a>(pub &'a [Finding]);
+
+impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = match self.verdict {
-            Verdict::Good => "good",
-            Verdict::Warning => "warning",
-            Verdict::Bad => "BAD",
-        };
-        write!(f, "{word:<9}{:<16}{}", self.what, self.found)?;
-        match &self.fix {
-            Some(fix) => write!(f, "\n{:<9}{:<16}  {fix}", "", "fix:"),
-            None => Ok(()),
+        let widest = self.0.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+        for Finding { what, verdict, found, fix } in self.0 {
+            let word = match verdict {
+                Verdict::Good => "good",
+                Verdict::Warning => "warning",
+                Verdict::Bad => "BAD",
+            };
+            writeln!(f, "{word:<9}{what:<widest$}  {found}")?;
+            if let Some(fix) = fix {
+                writeln!(f, "{:<9}{:<widest$}    {fix}", "", "fix:")?;
+            }
         }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_found_stands_in_one_column() {
+        let bad = Finding::bad("vNIC 52:54:00:aa:00:01 of the VM", "none", "ip link");
+        let table = Table(&[Finding::good("hook", "there"), bad]).to_string();
+        let column = |word: &str| table.lines().find_map(|line| line.find(word)).expect("it is in the table");
+        assert_eq!(column("there"), column("none"));
+        assert_eq!(column("ip link"), column("none") + 2);
     }
 }

@@ -141,7 +141,7 @@ mod tests {
         for (card, found) in [("enp1s0", "enp1s0 alone"), ("enp2s0", "enp1s0, enp2s0")] {
             make(&format!("sys/class/net/{card}/type"), "1\n");
             make(&format!("sys/class/net/{card}/device/vendor"), "");
-            assert!(cards(&devices).found.contains(found), "{}", cards(&devices));
+            assert!(cards(&devices).found.contains(found), "{:?}", cards(&devices));
         }
         assert_eq!(transports(&root).verdict, Verdict::Bad);
         make("dev/vsock", "");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{check, config};
 use clap::Args;
-use lsm_protocol::finding::Verdict;
+use lsm_protocol::finding::{Table, Verdict};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Arguments, directory: &Path) -> Result<(), super::
     if arguments.json {
         println!("{}", serde_json::json!({ "good": bad == 0, "findings": findings }));
     } else {
-        findings.iter().for_each(|finding| println!("{finding}"));
+        print!("{}", Table(&findings));
     }
     match (bad, arguments.client) {
         (0, _) => Ok(()),

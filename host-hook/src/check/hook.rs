@@ -187,7 +187,7 @@ mod tests {
         assert!(place.called()[0].found.ends_with("when it runs next"));
         place.libvirtd(2000);
         let early = &place.called()[0];
-        assert_eq!((early.verdict, early.fix.as_deref()), (Verdict::Bad, Some(RESTART)), "{early}");
+        assert_eq!((early.verdict, early.fix.as_deref()), (Verdict::Bad, Some(RESTART)), "{early:?}");
         place.libvirtd(i64::from(u32::MAX));
         assert_eq!(place.called()[0].verdict, Verdict::Good);
         assert_eq!(place.called().len(), 1);
@@ -198,7 +198,7 @@ mod tests {
         place.write("hooks/qemu.d/10-other", "");
         place.write("hooks/qemu.d/z", "");
         let others = place.called();
-        assert!(others[1].found.contains("10-other runs first") && !others[1].found.contains("/z"), "{}", others[1]);
+        assert!(others[1].found.contains("10-other runs first") && !others[1].found.contains("/z"), "{:?}", others[1]);
     }
 
     #[test]
