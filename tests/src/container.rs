@@ -7,7 +7,10 @@ use std::{
     process::Command,
 };
 
-use crate::shell::{During as _, Result, run};
+use crate::{
+    netns::Netns,
+    shell::{During as _, Process, Result, run},
+};
 
 /// It is there while it runs; its directory, until this is dropped.
 #[derive(Debug)]
@@ -77,15 +80,46 @@ impl Container {
         for unit in ["lab.service", "lab.target"] {
             self.bind(&self.lab().join(unit), &format!("/etc/systemd/system/{unit}"));
         }
+        run(&mut self.nspawn("timeout 120", "--private-network")).map(drop)
+    }
+
+    /// Boots it as far as what every machine has (`basic.target`), with a network that is there already, everything that root
+    /// may do, and TAP devices: enough for a libvirt. It is there until the process is ended; what the console says is in
+    /// the file `console` of its directory.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn boot(&mut self, network: &Netns) -> Result<Process> {
+        self.write("lab.target", "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n")?;
+        self.bind(&self.lab().join("lab.target"), "/etc/systemd/system/lab.target");
+        let network =
+            format!("--network-namespace-path={} --capability=all --bind=/dev/net/tun", network.path().display());
+        let log = self.directory.join("console");
+        let output = fs::File::create(&log).during(|| format!("make {}", log.display()))?;
+        let errors = output.try_clone().during(|| "share the console".into())?;
+        // Of the kernel's parameters those of its network alone.
+        let mut nspawn = self.nspawn("env SYSTEMD_NSPAWN_API_VFS_WRITABLE=network", &network);
+        Process::start(&format!("the machine {}", self.name), nspawn.stdout(output).stderr(errors))
+    }
+
+    /// What its console says from now on, whenever it is asked.
+    pub(crate) fn console(&self) -> impl Fn() -> String + use<> {
+        let file = self.directory.join("console");
+        move || fs::read_to_string(&file).unwrap_or_default()
+    }
+
+    fn nspawn(&self, under: &str, more: &str) -> Command {
         // The bind mount's own name for "/": nspawn will not take the other. It goes with its mount namespace.
         let command = format!(
-            "mount --bind / {root} && exec timeout 120 systemd-nspawn --quiet --register=no --keep-unit --directory={root} \
-             --volatile=overlay --machine={name} --private-network{binds} --boot systemd.unit=lab.target",
+            "mount --bind / {root} && exec {under} systemd-nspawn --quiet --register=no --keep-unit --directory={root} \
+             --volatile=overlay --machine={name} {more}{binds} --boot systemd.unit=lab.target",
             root = self.directory.join("root").display(),
             name = self.name,
             binds = self.binds,
         );
-        run(Command::new("unshare").args(["--mount", "sh", "-c", &command])).map(drop)
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c", &command]);
+        unshare
     }
 }
 

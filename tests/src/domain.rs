@@ -73,6 +73,8 @@ pub struct Domain {
     pub kvm: bool,
     /// LSM's element in the metadata. `None` is a VM that LSM has nothing to do with.
     pub metadata: Option<String>,
+    /// As somebody made it who knows nothing of LSM: vNIC A alone, and no channel to an agent. Without metadata.
+    pub plain: bool,
     /// The `<cpu>` element, where the default is not wanted.
     pub cpu: Option<String>,
     /// How its agent is reached.
@@ -111,6 +113,7 @@ impl Domain {
             mtu: 1500,
             kvm: false,
             metadata: Some(metadata),
+            plain: false,
             cpu: None,
             channel: Channel::Serial,
             command_line: String::new(),
@@ -174,7 +177,17 @@ impl Domain {
         let cpu = self.cpu.as_deref().unwrap_or(cpu);
         let cores = self.cores.as_ref().map(Cores::xml).unwrap_or_default();
         let (kernel, initramfs) = (self.image.kernel.display(), self.image.initramfs.display());
-        let metadata = self.metadata.as_deref().unwrap_or_default();
+        let metadata = self.metadata.as_deref().filter(|_| !self.plain).unwrap_or_default();
+        let card = |mac: &str, bridge: &str| {
+            format!(
+                "<interface type='bridge'><mac address='{mac}'/><source bridge='{bridge}'/><model type='virtio'/>\
+                 <rom enabled='no'/></interface>"
+            )
+        };
+        let mut cards = card(mac_a, bridge);
+        if !self.plain {
+            cards.push_str(&card(mac_b, SPARE_BRIDGE));
+        }
         let (console, lab_port) = (self.console(), exec::PORT);
         let mut more = self.command_line.clone();
         if self.family.v4() {
@@ -196,6 +209,7 @@ impl Domain {
         }
         let port = format!("<channel type='unix'><target type='virtio' name='{AGENT_PORT}'/></channel>");
         let (backing, channel, arguments) = match self.channel {
+            _ if self.plain => ("", String::new(), String::new()),
             Channel::Serial => ("", port, String::new()),
             Channel::Vsock => ("", "<vsock model='virtio'><cid auto='yes'/></vsock>".into(), String::new()),
             Channel::VsockDevice => (SHARED_MEMORY, port, vsock_arguments()),
@@ -223,18 +237,7 @@ impl Domain {
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
     <controller type='virtio-serial' index='0'/>
-    <interface type='bridge'>
-      <mac address='{mac_a}'/>
-      <source bridge='{bridge}'/>
-      <model type='virtio'/>
-      <rom enabled='no'/>
-    </interface>
-    <interface type='bridge'>
-      <mac address='{mac_b}'/>
-      <source bridge='{SPARE_BRIDGE}'/>
-      <model type='virtio'/>
-      <rom enabled='no'/>
-    </interface>
+    {cards}
     {channel}
     <channel type='unix'><target type='virtio' name='{lab_port}'/></channel>
     <serial type='file'><source path='{console}' append='on'/></serial>

@@ -44,12 +44,25 @@ impl Guest {
         let definition = first.dir().join(format!("{}.xml", domain.name));
         fs::write(&definition, domain.xml()).during(|| format!("write {}", definition.display()))?;
         first.virsh(&["create".as_ref(), definition.as_os_str()])?;
+        let guest = Guest::known(domain, sites);
+        guest.boots()?;
+        Ok(guest)
+    }
+
+    /// One that libvirt knows, or will know, on one of the sites.
+    #[must_use]
+    pub fn known(domain: &Domain, sites: &[Arc<Site>]) -> Guest {
         let link = Link { site: 0, stream: None, received: Vec::new(), next: 1 };
-        let guest = Guest { domain: domain.clone(), sites: sites.to_vec(), link: Mutex::new(link) };
-        match guest.exec_within("true", Duration::from_secs(120)) {
-            Ok(_) => Ok(guest),
-            Err(error) => Err(LabError::Other(format!("{error}\nIts console:\n{}", guest.console()))),
-        }
+        Guest { domain: domain.clone(), sites: sites.to_vec(), link: Mutex::new(link) }
+    }
+
+    /// Waits until it obeys commands.
+    ///
+    /// # Errors
+    /// It does not (its console is in the error).
+    pub fn boots(&self) -> Result<()> {
+        let booted = self.exec_within("true", Duration::from_secs(120)).map(drop);
+        booted.map_err(|error| LabError::Other(format!("{error}\nIts console:\n{}", self.console())))
     }
 
     /// What it was made from.

@@ -22,6 +22,7 @@ pub mod exec;
 pub mod family;
 pub mod faults;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod journeys;
 pub mod lan;

@@ -172,6 +172,11 @@ impl Site {
         Ok(Arc::new(site))
     }
 
+    /// One that is a machine of its own: `init` waits for its first process, `inner`.
+    pub(crate) fn of(name: &str, dir: &Path, init: Process, inner: u32) -> Site {
+        Site { name: name.into(), dir: dir.to_owned(), init, inner }
+    }
+
     fn answers(&self) -> bool {
         UnixStream::connect(self.inside("/run/libvirt/libvirt-sock")).is_ok()
             && UnixStream::connect(self.inside("/run/dbus/system_bus_socket")).is_ok()

@@ -1,5 +1,6 @@
 //! The whole product on the lab: two sites with `lsm-hook`, a VM with `lsm-guest`, and its traffic program.
 
+mod given;
 mod host_toml;
 
 use std::{
