@@ -64,7 +64,7 @@ pub fn stage() -> Result<Stage> {
 pub fn load(stage: &Stage, load: Load) -> Result<()> {
     stage.guest.must(&format!("kill $(pidof {WRITER}) 2>/dev/null; rm -f /var/log/writer.log"))?;
     stage.guest.spawn("writer", &format!("exec /bin/{WRITER} {} {}", load.mib, load.per_second))?;
-    wait_for("the writer to have filled its memory", Duration::from_secs(30), || {
+    wait_for("the writer to have filled its memory", Duration::from_secs(90), || {
         stage.guest.exec("grep -q ready /var/log/writer.log").ok().filter(|outcome| outcome.status == 0)
     })
     .map(drop)
