@@ -50,7 +50,7 @@ fn points(quick: bool) -> Vec<Point> {
 struct Crowd {
     crossing: Crossing,
     busy: ClientProcess,
-    _idle: Option<ClientProcess>,
+    idle: Option<ClientProcess>,
     count: u16,
 }
 
@@ -75,7 +75,7 @@ impl Crowd {
             None
         };
         busy.start().map_err(lab)?;
-        Ok(Crowd { crossing, busy, _idle: idle, count })
+        Ok(Crowd { crossing, busy, idle, count })
     }
 
     fn moved(mut self) -> Result<Moved> {
@@ -98,11 +98,15 @@ impl Crowd {
         wait_for("the agent to settle", LIMIT, || {
             (self.crossing.ask("status").ok()?["state"] == "idle").then_some(())
         })?;
-        if let Some((id, why)) = self.busy.failures().first() {
-            return Err(LabError::Other(format!("connection {id}: {why}")));
-        }
         let gaps = longest_gap_of_all(&log, Window { from, until: log.until });
         let (after, memory) = self.crossing.spent()?;
+        // In good order: what a killed program leaves to the kernel, the next crowd pays for.
+        for client in [Some(self.busy), self.idle].into_iter().flatten() {
+            let ended = client.stop().map_err(lab)?;
+            if let Some(broken) = ended.connections.iter().find(|connection| !connection.is_whole()) {
+                return Err(LabError::Other(format!("connection {} is not whole: {:?}", broken.id, broken.failed)));
+            }
+        }
         let ms = |span: Duration| span.as_secs_f64() * 1e3;
         Ok(Moved {
             joined: ms(joined),
