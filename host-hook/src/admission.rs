@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc, time::Duration}
 
 use lsm_protocol::{
     Addressing, Decline, Drain, Given, Join, Mac, MigrationId, Offer, Peer, Running, TunnelId, Uuid, V4, V6,
+    WireguardEnd,
     destination::{self, Destination, Order, Policy, Short, Unprepared},
     forecast::Survival,
 };
@@ -12,14 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::{
     arrival::Saved,
     clock::now,
-    config::{self, Lan, Subnet},
+    config::{self, Encrypt, Lan, Subnet},
     domain::{Domain, DomainError, Plug, rewrite},
     hook::HookAnswer,
     host::{Host, SPARE_BRIDGE, vni},
     peer_line::{self, PeerHandle, PeerNews},
     random::random,
     report::Account,
-    tunnel,
+    tunnel::{self, wireguard::WireguardError},
 };
 
 /// A peer says whether it runs the VM within this: a handshake of three round trips and the question.
@@ -110,6 +111,12 @@ pub enum Refused {
         "min_survival demands {0}, and the guest gave no forecast; is lsm-guest running in the VM, and as new as lsm-hook?"
     )]
     NoForecast(Survival),
+    #[error(
+        "encrypt = \"wireguard\" under [tunnel] in host.toml here, and the source host {peer} has no end of it: {why}; set encrypt alike on both hosts"
+    )]
+    Plain { peer: String, why: String },
+    #[error(transparent)]
+    Wireguard(#[from] WireguardError),
     #[error("this host: {0}")]
     Here(Decline),
     #[error(
@@ -153,8 +160,9 @@ pub async fn admit(
     if policy.min_survival != Survival::ANY {
         enough(&peer, &mut news, vm, join, policy.min_survival).await?;
     }
+    let migration = MigrationId(random().map_err(Refused::Random)?);
     let offer = Offer {
-        migration: MigrationId(random().map_err(Refused::Random)?),
+        migration,
         vm,
         home: TunnelId { mac: running.active, vni: vni(vm, running.active) },
         advance: TunnelId { mac: new, vni: vni(vm, new) },
@@ -177,6 +185,10 @@ pub async fn admit(
         (new, lan.bridge.clone(), (offer.join != Join::Never).then(|| lan_name.clone())),
     ];
     let waiting_xml = rewrite(xml, &plugs(host, &running, &places).await?)?;
+    let wireguard = match underlay.encrypt {
+        Encrypt::None => None,
+        Encrypt::Wireguard => Some(encrypt(host, &name, &peer, &mut news, migration).await?),
+    };
     let policy = Policy {
         unprepared: match policy.unprepared {
             config::Unprepared::Refuse => Unprepared::Refuse,
@@ -196,6 +208,7 @@ pub async fn admit(
         round_trip,
         account: Account::default(),
         addressed: None,
+        wireguard,
     };
     Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news, turn: Some(turn) })))
 }
@@ -206,6 +219,43 @@ fn join(configured: config::Join) -> Join {
         config::Join::After => Join::After,
         config::Join::Never => Join::Never,
     }
+}
+
+/// Both hosts' ends of WireGuard, told to each other before anything is offered.
+async fn encrypt(
+    host: &Rc<Host>,
+    name: &str,
+    peer: &PeerHandle,
+    news: &mut mpsc::UnboundedReceiver<PeerNews>,
+    migration: MigrationId,
+) -> Result<WireguardEnd, Refused> {
+    let told = async {
+        peer.tell(Peer::Encrypt { migration, end: host.wireguard.begin(migration, name).await? });
+        let answer = async {
+            loop {
+                match news.recv().await {
+                    Some(PeerNews::Said(Peer::Encrypted { migration: of, end })) if of == migration => return Ok(end),
+                    Some(PeerNews::Said(Peer::Declined { migration: of, why })) if of == migration => {
+                        return Err(why.to_string());
+                    }
+                    // An older one ends the line at what it does not know.
+                    Some(PeerNews::Failed(why)) => return Err(format!("{why} (is its lsm-hook as new as this one?)")),
+                    None => return Err("no line".to_owned()),
+                    Some(_) => {}
+                }
+            }
+        };
+        let silent = |_| Err(format!("no answer within {} s", LOCATE.as_secs()));
+        let answer = tokio::time::timeout(LOCATE, answer).await.unwrap_or_else(silent);
+        let end = answer.map_err(|why| Refused::Plain { peer: name.to_owned(), why })?;
+        host.wireguard.hear(migration, end)?;
+        Ok(end)
+    };
+    let told = told.await;
+    if told.is_err() {
+        host.disconnect(migration).await;
+    }
+    told
 }
 
 /// What is sure not to move is left out before anything is built; the preparation proves the rest.

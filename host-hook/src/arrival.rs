@@ -7,7 +7,7 @@ use std::{
 };
 
 use lsm_protocol::{
-    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId,
+    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId, WireguardEnd,
     destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
     forecast::Forecast,
     report::Ended,
@@ -84,6 +84,9 @@ pub struct Saved {
     /// The addresses that the guest has got from the LAN, by its own word.
     #[serde(default)]
     pub addressed: Option<Addresses>,
+    /// The source's end of WireGuard, where the tunnels are inside.
+    #[serde(default)]
+    pub wireguard: Option<WireguardEnd>,
 }
 
 /// The hook that waits in `migrate begin`, and what it prints if all goes well.
@@ -247,6 +250,7 @@ impl Arrival {
             };
             self.feed(vec![event], &offer).await;
         }
+        self.host.disconnect(offer.migration).await;
         self.finish(&offer);
     }
 
@@ -370,6 +374,7 @@ impl Arrival {
 
     async fn build(&mut self, offer: &Offer) -> Result<(), Decline> {
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
+        self.host.connect(offer, self.saved.remote).await?;
         let home = self.host.spec_to_build(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
         let alone = self.host.claims.alone(home.vni).await;
         self.host.tunnels.build_vm_end(&home).await.map_err(failed)?;

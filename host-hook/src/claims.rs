@@ -82,6 +82,11 @@ impl Claims {
         self.all.borrow().iter().find(|claim| claim.offer.vm == vm).map(|claim| claim.offer.migration)
     }
 
+    /// A migration of which there is an offer.
+    pub fn knows(&self, migration: MigrationId) -> bool {
+        self.all.borrow().iter().any(|claim| claim.offer.migration == migration)
+    }
+
     /// It is on its way back to where it came from.
     pub fn is_aside(&self, migration: MigrationId) -> bool {
         self.all.borrow().iter().any(|claim| claim.offer.migration == migration && claim.aside)

@@ -59,6 +59,19 @@ pub struct Underlay {
     pub port: u16,
     /// MTU of the underlay in bytes, where the operator set it; `None`: ask the kernel's route.
     pub mtu: Option<u32>,
+    /// What hides the tunnels' frames from the underlay, on both ends alike.
+    pub encrypt: Encrypt,
+    /// UDP port of this host's WireGuard.
+    pub wireguard_port: u16,
+}
+
+/// What hides frames from the underlay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encrypt {
+    #[default]
+    None,
+    Wireguard,
 }
 
 /// PEM files; libvirt's by default.
@@ -340,6 +353,8 @@ fn position(text: &str, at: usize) -> (usize, usize) {
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 16519);
 /// VXLAN's port (RFC 7348, section 5).
 const DEFAULT_TUNNEL_PORT: u16 = 4789;
+/// Beside the peer channel's.
+const DEFAULT_WIREGUARD_PORT: u16 = 16520;
 const DEFAULT_LAN_MTU: u32 = 1500;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod following;
 use std::{collections::VecDeque, net::SocketAddr, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    Decline, FromGuest, Join, Offer, Peer, TunnelId,
+    Decline, FromGuest, Join, Offer, Peer, TunnelId, WireguardEnd,
     forecast::Forecast,
     report::Ended,
     source::{Event, Order, Source},
@@ -62,6 +62,9 @@ pub struct Saved {
     /// For the report.
     #[serde(default)]
     pub account: Account,
+    /// The destination's end of WireGuard, where the tunnels are inside.
+    #[serde(default)]
+    pub wireguard: Option<WireguardEnd>,
 }
 
 /// One departure.
@@ -187,6 +190,7 @@ impl Departure {
             };
             self.feed(vec![event], &offer).await;
         }
+        self.host.disconnect(offer.migration).await;
         self.finish(&offer);
     }
 
@@ -288,6 +292,7 @@ impl Departure {
                 old.mac
             ))
         })?;
+        self.host.connect(offer, offer.underlay).await?;
         let home = self.host.spec_to_build(offer.home, offer, offer.underlay, lan.mtu as u16)?;
         let failed = |error: TunnelError| Decline::Tunnel(story(&error));
         let alone = self.host.claims.alone(home.vni).await;

@@ -5,15 +5,16 @@
 //! enter the tunnel. A frame that has the vNIC's MAC as its source never comes *to* the vNIC: the VM would take it for
 //! somebody with the same address. Nothing goes from one tunnel to another.
 //!
-//! From the underlay only the tunnel's other end is heard.
+//! From the underlay only the tunnel's other end is heard. Where tunnels are inside WireGuard, that has a table of its own.
 //!
 //! Every change is in one transaction of `nft -f -`, with others that wait for theirs. What is dropped is counted.
 
 mod changes;
 mod rules;
 mod underlay;
+mod wireguard;
 
-use std::{io, net::IpAddr, process::Stdio};
+use std::{collections::BTreeSet, io, process::Stdio};
 
 use lsm_protocol::{Addresses, Mac};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use self::changes::{CHANGES, Change, make};
+pub use self::{underlay::Sender, wireguard::Entrance};
 
 /// Which frames that are not for the vNIC alone cross from its LAN to it, and with which address it may speak there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,13 +88,34 @@ pub async fn guard_vm_end(vni: u32, mac: Mac) -> Result<(), FilterError> {
     make(&format!("guard the VM end of tunnel {vni}"), guard).await
 }
 
-/// Lets nobody but `remote` send into a tunnel.
+/// Lets nobody but `sender` send into a tunnel.
 ///
 /// # Errors
 /// As [`guard_lan_end`].
-pub async fn guard_underlay(vni: u32, port: u16, remote: IpAddr) -> Result<(), FilterError> {
-    let guard = Change::Guard { vni, family: Family::Inet, text: underlay::guard(vni, port, remote) };
+pub async fn guard_underlay(vni: u32, port: u16, sender: Sender) -> Result<(), FilterError> {
+    let guard = Change::Guard { vni, family: Family::Inet, text: underlay::guard(vni, port, sender) };
     make(&format!("guard tunnel {vni} on the underlay"), guard).await
+}
+
+/// Lets only these hosts send to WireGuard, and only to the tunnels through it.
+///
+/// # Errors
+/// As [`guard_lan_end`].
+pub async fn guard_wireguard(port: u16, entrances: BTreeSet<Entrance>) -> Result<(), FilterError> {
+    let _turn = CHANGES.turn().await;
+    run("guard WireGuard", &wireguard::guard(port, &entrances)).await
+}
+
+/// Removes WireGuard's guard, if there is one.
+///
+/// # Errors
+/// When `nft` refuses.
+pub async fn shut() -> Result<(), FilterError> {
+    let _turn = CHANGES.turn().await;
+    if objects(Family::Inet, wireguard::TABLE, "chain").await?.is_empty() {
+        return Ok(());
+    }
+    run("remove WireGuard's filter", &wireguard::remove()).await
 }
 
 /// Removes the guards of a tunnel, and the tables with the last one.
@@ -120,7 +143,7 @@ pub async fn list() -> Result<Vec<u32>, FilterError> {
 /// # Errors
 /// When `nft` does not answer.
 pub async fn foreign(vni: u32) -> Result<Option<u64>, FilterError> {
-    let counters = objects(Family::Inet, "counter").await?;
+    let counters = objects(Family::Inet, rules::TABLE, "counter").await?;
     let ours = counters.iter().find(|counter| counter["name"] == underlay::counter(vni).as_str());
     Ok(ours.and_then(|counter| counter["packets"].as_u64()))
 }
@@ -130,7 +153,7 @@ pub async fn foreign(vni: u32) -> Result<Option<u64>, FilterError> {
 /// # Errors
 /// When `nft` does not answer.
 pub async fn counts(vni: u32) -> Result<Option<Counts>, FilterError> {
-    let objects = objects(Family::Bridge, "counter").await?;
+    let objects = objects(Family::Bridge, rules::TABLE, "counter").await?;
     let packets = |name: String| {
         objects.iter().find(|object| object["name"] == name.as_str()).and_then(|object| object["packets"].as_u64())
     };
@@ -147,7 +170,7 @@ enum Family {
 }
 
 async fn guarded(family: Family) -> Result<Vec<u32>, FilterError> {
-    let chains = objects(family, "chain").await?;
+    let chains = objects(family, rules::TABLE, "chain").await?;
     let vni = match family {
         Family::Bridge => rules::vni_of_chain,
         Family::Inet => underlay::vni_of_chain,
@@ -155,20 +178,20 @@ async fn guarded(family: Family) -> Result<Vec<u32>, FilterError> {
     Ok(chains.iter().filter_map(|chain| vni(chain["name"].as_str()?)).collect())
 }
 
-/// All objects of a kind in our table; none when there is no table.
-async fn objects(family: Family, kind: &'static str) -> Result<Vec<Value>, FilterError> {
+/// All objects of a kind in a table of ours; none when there is no table.
+async fn objects(family: Family, table: &str, kind: &'static str) -> Result<Vec<Value>, FilterError> {
     let family = match family {
         Family::Bridge => "bridge",
         Family::Inet => "inet",
     };
     let listed = nft(&["-j", "list", &format!("{kind}s"), family], "").await?;
     if !listed.status.success() {
-        let what = format!("list the {kind}s of the table {}", rules::TABLE);
+        let what = format!("list the {kind}s of the table {table}");
         return Err(FilterError::Refused { what, said: said(&listed.stderr) });
     }
     let value: Value = serde_json::from_slice(&listed.stdout).map_err(|e| FilterError::Unreadable(kind, e))?;
     let entries = value["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let ours = entries.iter().map(|entry| &entry[kind]).filter(|object| object["table"] == rules::TABLE);
+    let ours = entries.iter().map(|entry| &entry[kind]).filter(|object| object["table"] == table);
     Ok(ours.cloned().collect())
 }
 

@@ -2,12 +2,12 @@
 
 use std::{cell::RefCell, net::IpAddr, path::PathBuf, rc::Rc};
 
-use lsm_protocol::{Decline, Mac, Offer, TunnelId, Uuid};
+use lsm_protocol::{Decline, Mac, MigrationId, Offer, TunnelId, Uuid};
 
 use crate::{
     admission::Door,
     claims::Claims,
-    config::{Config, Underlay},
+    config::{Config, Encrypt, Underlay},
     departure::Followed,
     divert::Fdb,
     inventory::Inventory,
@@ -16,7 +16,7 @@ use crate::{
     report::Reports,
     story,
     stream::Streams,
-    tunnel::{TunnelSpec, Tunnels, path_mtu},
+    tunnel::{TunnelSpec, Tunnels, path_mtu, wireguard::Wireguard},
 };
 
 /// Where a spare vNIC is plugged: a bridge with nothing else in it.
@@ -32,6 +32,7 @@ pub struct Host {
     pub config: Config,
     pub identity: Identity,
     pub tunnels: Tunnels,
+    pub wireguard: Wireguard,
     pub fdb: Fdb,
     pub inventory: RefCell<Inventory>,
     pub claims: Claims,
@@ -90,6 +91,7 @@ impl Host {
             remote,
             port: offer.port,
             mtu: u32::from(mtu),
+            inside: self.wireguard.inside(offer.migration).map_err(|error| Decline::Tunnel(story(&error)))?,
         };
         let path = path_mtu(&spec).map_err(|error| Decline::Tunnel(story(&error)))?;
         let available = self.underlay()?.mtu.unwrap_or(path.underlay);
@@ -97,6 +99,23 @@ impl Host {
             return Err(Decline::Mtu { needed: path.needed, available });
         }
         Ok((spec, path.needed, available))
+    }
+
+    /// Whether tunnels have to be inside WireGuard.
+    pub fn encrypts(&self) -> bool {
+        self.config.tunnel.is_some_and(|tunnel| tunnel.encrypt == Encrypt::Wireguard)
+    }
+
+    /// Before a migration's tunnels are built. `remote` is the other host's end.
+    pub async fn connect(&self, offer: &Offer, remote: IpAddr) -> Result<(), Decline> {
+        self.wireguard.connect(offer, remote).await.map_err(|error| Decline::Tunnel(story(&error)))
+    }
+
+    /// After a migration's tunnels are gone.
+    pub async fn disconnect(&self, migration: MigrationId) {
+        if let Err(error) = self.wireguard.over(migration).await {
+            tracing::warn!(%migration, error = story(&error), "left behind");
+        }
     }
 
     pub fn underlay(&self) -> Result<Underlay, Decline> {

@@ -32,7 +32,7 @@ use crate::{
     arrival::{self, Arrival},
     claims::Claims,
     clock::{Steps, now},
-    config::Config,
+    config::{Config, Encrypt},
     departure,
     divert::Fdb,
     domain::Domain,
@@ -48,7 +48,10 @@ use crate::{
     status::{Crossed, Status},
     story,
     stream::Streams,
-    tunnel::Tunnels,
+    tunnel::{
+        Tunnels,
+        wireguard::{self, Wireguard},
+    },
 };
 
 /// With nothing to do for this long, a service that systemd's sockets can start again goes.
@@ -87,11 +90,16 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     let config = Config::load(config)?;
     let unusable = |error| unusable(directory, &error);
     std::fs::create_dir_all(directory.join("migrations")).map_err(unusable)?;
+    if config.tunnel.is_some_and(|tunnel| tunnel.encrypt == Encrypt::Wireguard) {
+        wireguard::supported()?;
+    }
     let identity = Identity::load(&config.tls)?;
     let sockets = Sockets::open(&config, directory)?;
+    let tunnels = Tunnels::open()?;
     let host = Rc::new(Host {
         identity,
-        tunnels: Tunnels::open()?,
+        wireguard: Wireguard::new(&tunnels, config.tunnel.map_or(0, |tunnel| tunnel.wireguard_port)),
+        tunnels,
         fdb: Fdb::open()?,
         inventory: Inventory::open(directory).map_err(unusable)?.into(),
         claims: Claims::default(),
@@ -371,6 +379,8 @@ impl Service {
                     handle.tell(Peer::Foreseen { vm, forecast });
                 });
             }
+            Peer::Encrypt { .. } if !self.questions.may_locate(&name, Instant::now()) => {}
+            Peer::Encrypt { migration, end } => self.encrypt(name, handle, migration, end),
             Peer::Offer(offer) if !self.departures.contains_key(&offer.migration) => {
                 self.offered(name, handle, offer, false);
             }
@@ -534,6 +544,9 @@ impl Service {
     /// Goes on with what an earlier run left, and removes what none of its migrations needs: before anybody can ask for a
     /// tunnel of the same name.
     async fn resume(&mut self) {
+        if let Err(error) = self.host.wireguard.take_up().await {
+            tracing::warn!(error = story(&error), "cannot take up WireGuard where an earlier run left it");
+        }
         let (mut needed, mut moving) = (BTreeSet::new(), BTreeSet::new());
         for file in std::fs::read_dir(&self.host.state).into_iter().flatten().flatten() {
             let path = file.path();
@@ -562,6 +575,9 @@ impl Service {
         if moving.is_empty() {
             self.host.streams.tidy().await;
         }
+        if let Err(error) = self.host.wireguard.tidy().await {
+            tracing::warn!(error = story(&error), "cannot remove what an earlier run left of WireGuard");
+        }
         let ours = self.host.tunnels.list_ours().await.unwrap_or_else(|error| {
             tracing::warn!(error = story(&error), "cannot look for what an earlier run left");
             Vec::new()
@@ -577,6 +593,9 @@ impl Service {
     fn resume_departure(&mut self, mut saved: departure::Saved) -> Option<Offer> {
         let offer = saved.machine.offer().cloned()?;
         tracing::info!(vm = saved.vm.name, migration = %offer.migration, state = saved.machine.name(), "going on with a departure");
+        if let Some(theirs) = saved.wireguard {
+            self.host.wireguard.remember(&offer, &saved.peer, theirs, offer.underlay);
+        }
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::source::Event::Restarted);
         saved.machine = machine;
         self.depart(&offer, saved, None, orders, None);
@@ -586,6 +605,9 @@ impl Service {
     fn resume_arrival(&mut self, mut saved: arrival::Saved) -> Option<Offer> {
         let offer = saved.machine.offer().cloned()?;
         tracing::info!(vm = saved.name, migration = %offer.migration, state = saved.machine.name(), "going on with an arrival");
+        if let Some(theirs) = saved.wireguard {
+            self.host.wireguard.remember(&offer, &saved.peer, theirs, saved.remote);
+        }
         let (machine, orders) = saved.machine.handle(now(), lsm_protocol::destination::Event::Restarted);
         saved.machine = machine;
         let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());

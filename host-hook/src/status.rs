@@ -108,6 +108,8 @@ pub fn peer_word(message: &Peer) -> &'static str {
         Peer::KeepAlive { .. } => "the peer is alive",
         Peer::Foresee { .. } => "the peer asks what would become of a VM's connections",
         Peer::Foreseen { .. } => "the peer says what would become of the VM's connections",
+        Peer::Encrypt { .. } => "the destination has an end of WireGuard",
+        Peer::Encrypted { .. } => "the source has an end of WireGuard",
     }
 }
 

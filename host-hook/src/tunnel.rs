@@ -11,11 +11,14 @@
 //! the receiver's name as soon as they do not fit the underlay (`skb_tunnel_check_pmtu`, seen on 6.18), one that is
 //! not a port lets the outer packet be fragmented.
 //!
+//! Where the underlay is not trusted, the VXLAN packets are inside WireGuard ([`wireguard`]).
+//!
 //! Everything may be done twice: "already so" and "already gone" are success.
 
 pub mod full_frames;
 mod links;
 mod underlay;
+pub mod wireguard;
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -25,11 +28,14 @@ use rtnetlink::{
     packet_route::link::{InfoData, InfoMacVlan, InfoVxlan, LinkMessage, MacVlanMode, VxlanDf},
 };
 
-use self::links::{Link, Links};
 pub use self::underlay::{PathMtu, path_mtu};
+use self::{
+    links::{Link, Links},
+    wireguard::{INTERFACE, Inside},
+};
 use crate::{
     divert::{DivertError, Fdb},
-    filters::{self, Crossing, FilterError},
+    filters::{self, Crossing, FilterError, Sender},
     together::Together,
 };
 
@@ -48,6 +54,8 @@ pub struct TunnelSpec {
     pub port: u16,
     /// The LAN's MTU in bytes: the largest IP packet that crosses whole.
     pub mtu: u32,
+    /// The ends inside WireGuard, where it is not plain.
+    pub inside: Option<Inside>,
 }
 
 /// What went wrong with a tunnel.
@@ -70,6 +78,8 @@ pub enum TunnelError {
     Missing(String),
     #[error("{0} is not a bridge: see the bridge names in host.toml")]
     NotABridge(String),
+    #[error("{0} is there and no WireGuard interface; its name is needed: rename or remove it with \"ip link\"")]
+    NotWireguard(String),
     #[error("VNI {0} is out of range: 1 to 16777215")]
     BadVni(u32),
     #[error("the tunnel's ends {local} and {remote} are not of one address family")]
@@ -294,13 +304,31 @@ impl Tunnels {
         Ok(index)
     }
 
+    /// The index of the WireGuard interface, which takes the tunnel's full frames from now on.
+    async fn make_room(&self, spec: &TunnelSpec) -> Result<u32, TunnelError> {
+        let interface = self.links.need(INTERFACE).await?;
+        let needed = spec.mtu + underlay::OVERHEAD_V6;
+        if interface.mtu().is_none_or(|mtu| mtu < needed) {
+            self.links.set(INTERFACE, interface.index(), |link| link.mtu(needed)).await?;
+        }
+        Ok(interface.index())
+    }
+
     /// The VXLAN device, up, and its port, down.
     async fn build_port(&self, spec: &TunnelSpec) -> Result<Link, TunnelError> {
         let (device, port) = (device(spec.vni), port(spec.vni));
-        let vxlan = vxlan(spec)?;
-        filters::guard_underlay(spec.vni, spec.port, spec.remote).await?;
+        let by = match spec.inside {
+            Some(_) => Some(self.make_room(spec).await?),
+            None => None,
+        };
+        let vxlan = vxlan(spec, by)?;
+        let sender = match spec.inside {
+            Some(inside) => Sender { address: inside.remote.into(), interface: Some(INTERFACE) },
+            None => Sender { address: spec.remote, interface: None },
+        };
+        filters::guard_underlay(spec.vni, spec.port, sender).await?;
         let lower = match self.links.find(&device).await? {
-            Some(link) if leads_to(&link, spec) => link,
+            Some(link) if leads_to(&link, spec, by) => link,
             // Of another migration, to another host.
             Some(_) => {
                 self.links.delete(&device).await?;
@@ -332,12 +360,14 @@ fn vni_of(name: &str) -> Option<u32> {
     (format!("{vni:x}") == digits).then_some(vni)
 }
 
-fn vxlan(spec: &TunnelSpec) -> Result<LinkMessage, TunnelError> {
+/// `by`: the index of the one interface that its packets may take.
+fn vxlan(spec: &TunnelSpec, by: Option<u32>) -> Result<LinkMessage, TunnelError> {
     if !(1..1 << 24).contains(&spec.vni) {
         return Err(TunnelError::BadVni(spec.vni));
     }
     let builder = LinkVxlan::new(&device(spec.vni), spec.vni);
-    let builder = match (spec.local, spec.remote) {
+    let builder = by.into_iter().fold(builder, |builder, index| builder.dev(index));
+    let builder = match ends(spec) {
         (IpAddr::V4(local), IpAddr::V4(remote)) => builder.local(local).remote(remote),
         (IpAddr::V6(local), IpAddr::V6(remote)) => builder.local6(local).remote6(remote),
         (local, remote) => return Err(TunnelError::Families { local, remote }),
@@ -346,12 +376,18 @@ fn vxlan(spec: &TunnelSpec) -> Result<LinkMessage, TunnelError> {
     Ok(builder.port(spec.port).learning(false).df(VxlanDf::Unset).mtu(spec.mtu).build())
 }
 
-fn leads_to(link: &Link, spec: &TunnelSpec) -> bool {
+/// Between which addresses its packets go.
+fn ends(spec: &TunnelSpec) -> (IpAddr, IpAddr) {
+    spec.inside.map_or((spec.local, spec.remote), |inside| (inside.local.into(), inside.remote.into()))
+}
+
+fn leads_to(link: &Link, spec: &TunnelSpec, by: Option<u32>) -> bool {
     let Some(InfoData::Vxlan(infos)) = link.data() else { return false };
-    let (local, remote) = match (spec.local, spec.remote) {
+    let (local, remote) = match ends(spec) {
         (IpAddr::V4(local), IpAddr::V4(remote)) => (InfoVxlan::Local(local), InfoVxlan::Group(remote)),
         (IpAddr::V6(local), IpAddr::V6(remote)) => (InfoVxlan::Local6(local), InfoVxlan::Group6(remote)),
         _ => return false,
     };
-    [InfoVxlan::Id(spec.vni), InfoVxlan::Port(spec.port), local, remote].iter().all(|info| infos.contains(info))
+    let wanted = [InfoVxlan::Id(spec.vni), InfoVxlan::Port(spec.port), local, remote];
+    wanted.into_iter().chain(by.map(InfoVxlan::Link)).all(|info| infos.contains(&info))
 }

@@ -6,9 +6,9 @@
 //! ```text
 //! host -> guest   Prepare, Switch, Arrived, Abort, KeepAlive, Query, Release, Forecast, Settle
 //! guest -> host   Prepared, Refused, Switched, Settled, Aborted, Status, Forecast, Moved, Report, Addressed
-//! destination -> source   Locate, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
-//! source -> destination   Located, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort, Foreseen,
-//!                          GuestAddressed
+//! destination -> source   Locate, Encrypt, Offer, Arrived, TakeDown, Abort, KeepAlive, Foresee
+//! source -> destination   Located, Encrypted, Accepted, Declined, GuestPrepared, GuestRefused, Flipped, Stopped, Resumed, TakenDown, Abort,
+//!                          Foreseen, GuestAddressed
 //! ```
 
 use alloc::{boxed::Box, string::String, vec::Vec};
@@ -303,6 +303,15 @@ pub struct Offer {
     pub lease: Millis,
 }
 
+/// A host's end of WireGuard. Its address inside is made of the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WireguardEnd {
+    /// Public, of X25519, made for as long as the host has tunnels inside WireGuard.
+    pub key: [u8; 32],
+    /// UDP port.
+    pub port: u16,
+}
+
 /// Why a host will not. Appended to, never parsed from text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Decline {
@@ -384,6 +393,17 @@ pub enum Peer {
         migration: MigrationId,
         addresses: Addresses,
     },
+    /// The tunnels of the migration that is offered next are to be inside WireGuard; the destination's end of it. Answered
+    /// with `Encrypted` or `Declined`. An older host takes it for no message and ends the line: nothing was offered yet.
+    Encrypt {
+        migration: MigrationId,
+        end: WireguardEnd,
+    },
+    /// The source's end.
+    Encrypted {
+        migration: MigrationId,
+        end: WireguardEnd,
+    },
 }
 
 impl Peer {
@@ -396,6 +416,8 @@ impl Peer {
             | Peer::Declined { migration, .. }
             | Peer::GuestPrepared { migration, .. }
             | Peer::GuestAddressed { migration, .. }
+            | Peer::Encrypt { migration, .. }
+            | Peer::Encrypted { migration, .. }
             | Peer::GuestRefused { migration, .. }
             | Peer::Flipped { migration }
             | Peer::Stopped { migration }

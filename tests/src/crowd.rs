@@ -5,10 +5,11 @@
 mod guest;
 mod host;
 mod vm;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
@@ -16,11 +17,13 @@ use std::{
 
 use serde_json::Value;
 
-use self::{host::Host, vm::Vm};
+pub use self::watch::Seen;
+use self::{host::Host, vm::Vm, watch::Watch};
 use crate::{
     image::static_program,
+    netns::Netns,
     pki::Authority,
-    shell::{LabError, Result, run, wait_for},
+    shell::{LabError, Result, wait_for},
 };
 
 /// No move takes longer, however slow the machine: this, and so much more for each VM.
@@ -75,21 +78,48 @@ pub fn run_there_and_back(count: usize) -> Result<()> {
 /// Two hosts with a network between them.
 fn between_hosts<T>(act: impl FnOnce(&Arc<Host>, &Arc<Host>) -> Result<T>) -> Result<T> {
     let hook = static_program("lsm-hook", "lsm-hook")?;
+    set(&hook, false, |from, to, _| act(from, to))
+}
+
+/// Moves a VM with tunnels inside WireGuard, or plain, while somebody between the hosts looks at all that passes. Frames
+/// cross by an advance tunnel, and again after both hosts' services were killed and started anew. With WireGuard, an
+/// interface that a dead service left is there before, and one that is not LSM's.
+///
+/// # Errors
+/// As of [`run_crowd`], and when anything is left of WireGuard, or what is not ours is gone.
+pub fn run_watched(hook: &Path, wireguard: bool) -> Result<Seen> {
+    set(hook, wireguard, |from, to, between| {
+        let watch = Watch::start(between)?;
+        let client = tap(to, "client")?;
+        to.plug("client", &to.lan_bridge())?;
+        let _ = to.client.set(client);
+        move_all(1, from, to)?;
+        if wireguard {
+            [from, to].into_iter().try_for_each(|host| host.has_its_own())?;
+        }
+        watch.stop()
+    })
+}
+
+/// Two hosts whose services run, and the network between them.
+fn set<T>(hook: &Path, wireguard: bool, act: impl FnOnce(&Arc<Host>, &Arc<Host>, &Netns) -> Result<T>) -> Result<T> {
     let name = format!("lsm-crowd-{}", std::process::id());
     let scratch = Scratch(std::env::temp_dir().join(&name));
     let authority = Authority::new("LSM crowd")?;
-    let [from, to] = [1, 2].map(|number| Host::new(&name, number, &scratch.0, &authority));
-    let (mut from, mut to) = (from?, to?);
-    let [a, b] = [&from, &to].map(|host| host.ns.name());
-    run(std::process::Command::new("ip")
-        .args(["-n", a, "link", "add", "wan", "mtu", "1600", "type", "veth"])
-        .args(["peer", "name", "wan", "netns", b]))?;
-    for host in [&mut from, &mut to] {
-        host.ns.ip(&format!("addr add {}/24 dev wan\nlink set wan mtu 1600 up", host.wan()))?;
-        host.serve(&hook)?;
+    let [from, to] = [1, 2].map(|number| Host::new(&name, number, &scratch.0, &authority, hook, wireguard));
+    let (from, to) = (from?, to?);
+    let between = Netns::new(&format!("{name}-wan"))?;
+    between.ip("link add wan mtu 1600 type bridge forward_delay 0 mcast_snooping 0\nlink set wan up")?;
+    for host in [&from, &to] {
+        let (near, far) = (host.name, host.ns.name());
+        between.ip(&format!(
+            "link add {near} mtu 1600 type veth peer name wan mtu 1600 netns {far}\nlink set {near} master wan up"
+        ))?;
+        host.ns.ip(&format!("addr add {}/24 dev wan\nlink set wan up", host.wan()))?;
+        host.serve()?;
     }
     let (from, to) = (Arc::new(from), Arc::new(to));
-    act(&from, &to).map_err(|error| {
+    act(&from, &to, &between).map_err(|error| {
         let logs = [&from, &to].map(|host| host.last_words()).join("\n----\n");
         LabError::Other(format!("{}\n{logs}", crate::shell::chain(&error)))
     })
@@ -151,7 +181,8 @@ fn move_all(count: usize, from: &Arc<Host>, to: &Arc<Host>) -> Result<Moved> {
     }
     all_over(&[from, to], limit)?;
     let reports = [from.reports()?, to.reports()?];
-    for vm in &arrived {
+    // A service that has just come back may not hear of the stop.
+    for vm in arrived.iter().filter(|_| to.client.get().is_none()) {
         add(&mut steps, vm.reported(&reports)?);
     }
     let memory = [from.peak()?, to.peak()?];

@@ -9,9 +9,12 @@ use std::{
 use lsm_protocol::{Mac, finding::Finding};
 
 use crate::{
-    config::{Config, Lan, Peer, Underlay},
+    config::{Config, Encrypt, Lan, Peer, Underlay},
     story,
-    tunnel::{TunnelSpec, path_mtu},
+    tunnel::{
+        TunnelSpec, path_mtu,
+        wireguard::{self, Inside},
+    },
 };
 
 /// Each LAN's bridge. `devices`: the kernel's network devices.
@@ -64,7 +67,16 @@ pub(super) fn tunnels(config: &Config) -> Vec<Finding> {
         let fix = "ip -brief address  # set one of these as [tunnel] address in host.toml";
         return vec![Finding::bad("tunnels", format!("{address} is no address of this host: {error}"), fix)];
     }
-    let mut findings = vec![Finding::good("tunnels", format!("start at {address}, UDP {}", underlay.port))];
+    let mut findings = vec![match underlay.encrypt {
+        Encrypt::None => Finding::good("tunnels", format!("start at {address}, UDP {}, not encrypted", underlay.port)),
+        Encrypt::Wireguard => match wireguard::supported() {
+            Ok(()) => {
+                let found = format!("start at {address}, inside WireGuard, UDP {}", underlay.wireguard_port);
+                Finding::good("tunnels", found)
+            }
+            Err(error) => Finding::bad("tunnels", story(&error), "modprobe wireguard"),
+        },
+    }];
     let mtu = config.lans.values().map(|lan| lan.mtu).max().unwrap_or(1500);
     findings.extend(config.peers.iter().filter_map(|(name, peer)| way(name, peer, underlay, mtu)));
     findings
@@ -76,7 +88,14 @@ fn way(name: &str, peer: &Peer, underlay: Underlay, mtu: u32) -> Option<Finding>
     let same_family = |address: &IpAddr| address.is_ipv4() == underlay.address.is_ipv4();
     // Who has no address is told of by the peer's own finding.
     let remote = peer.address.to_socket_addrs().ok()?.map(|address| address.ip()).find(same_family)?;
-    let spec = TunnelSpec { vni: 1, mac: Mac([0; 6]), local: underlay.address, remote, port: underlay.port, mtu };
+    let unspecified = std::net::Ipv6Addr::UNSPECIFIED;
+    let inside = (underlay.encrypt == Encrypt::Wireguard).then_some(Inside {
+        local: unspecified,
+        remote: unspecified,
+        port: underlay.wireguard_port,
+    });
+    let (local, port) = (underlay.address, underlay.port);
+    let spec = TunnelSpec { vni: 1, mac: Mac([0; 6]), local, remote, port, mtu, inside };
     Some(match path_mtu(&spec) {
         Ok(path) => {
             let carries = underlay.mtu.unwrap_or(path.underlay);

@@ -9,7 +9,8 @@ use lsm_records::places::Places;
 use toml::{Spanned, Value};
 
 use super::{
-    Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_TUNNEL_PORT, Drain, Peer, Policy, Tls, Underlay, Wrong,
+    Config, DEFAULT_LISTEN, DEFAULT_PATH, DEFAULT_TUNNEL_PORT, DEFAULT_WIREGUARD_PORT, Drain, Peer, Policy, Tls,
+    Underlay, Wrong,
     file::{self, File, Text},
 };
 use crate::stream::MOST_PATHS;
@@ -63,6 +64,17 @@ fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {
         Some(port) => *port.get_ref(),
         None => DEFAULT_TUNNEL_PORT,
     };
+    let encrypt = tunnel.encrypt.unwrap_or_default();
+    let wireguard_port = match &tunnel.wireguard_port {
+        Some(port) if *port.get_ref() == 0 => return wrong(port.span(), "port 0 cannot be WireGuard's; use 16520"),
+        Some(at) if *at.get_ref() == port => {
+            let what =
+                format!("port {port} is the tunnels' own, inside WireGuard; give WireGuard another, such as 16520");
+            return wrong(at.span(), what);
+        }
+        Some(port) => *port.get_ref(),
+        None => DEFAULT_WIREGUARD_PORT,
+    };
     let Some(address) = &tunnel.address else { return Ok(None) };
     let at = address.span();
     let address = text(address, address_of)?;
@@ -77,7 +89,7 @@ fn tunnel(tunnel: &file::Tunnel) -> Checked<Option<Underlay>> {
             _ => return wrong(mtu.span(), "mtu is neither \"auto\" nor a number of bytes"),
         },
     };
-    Ok(Some(Underlay { address, port, mtu }))
+    Ok(Some(Underlay { address, port, mtu, encrypt, wireguard_port }))
 }
 
 fn stream(stream: &file::Stream) -> Checked<Vec<IpAddr>> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use super::{Join, Switch, Unprepared};
+use super::{Encrypt, Join, Switch, Unprepared};
 
 pub(super) type Text = Spanned<String>;
 
@@ -44,6 +44,8 @@ pub(super) struct Tunnel {
     pub(super) address: Option<Text>,
     pub(super) port: Option<Spanned<u16>>,
     pub(super) mtu: Option<Spanned<Value>>,
+    pub(super) encrypt: Option<Encrypt>,
+    pub(super) wireguard_port: Option<Spanned<u16>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -91,6 +91,8 @@ fn every_key_arrives() {
         address = "2001:db8::1"
         port = 8472
         mtu = 1400
+        encrypt = "wireguard"
+        wireguard_port = 51820
         [tls]
         ca = "/1"
         cert = "/2"
@@ -129,7 +131,16 @@ fn every_key_arrives() {
     )
     .unwrap();
     assert_eq!(config.listen.port(), 99);
-    assert_eq!(config.tunnel, Some(Underlay { address: "2001:db8::1".parse().unwrap(), port: 8472, mtu: Some(1400) }));
+    assert_eq!(
+        config.tunnel,
+        Some(Underlay {
+            address: "2001:db8::1".parse().unwrap(),
+            port: 8472,
+            mtu: Some(1400),
+            encrypt: Encrypt::Wireguard,
+            wireguard_port: 51_820,
+        })
+    );
     assert_eq!(config.tls.client_key, PathBuf::from("/5"));
     let (name, lan) = config.lan_of_bridge("br6").unwrap();
     assert_eq!((name, lan.mtu, lan.subnets.len(), lan.subnets[0].pool.addresses().count()), ("v6", 9000, 1, 17));
@@ -236,6 +247,16 @@ fn errors_say_where_and_what_to_do() {
             "address = \"198.51.100.1\"",
             "address = \"198.51.100.1\"\nmtu = 100",
             "5:7: an MTU of 100 cannot be; use a number from 576 to 65000",
+        ),
+        (
+            "address = \"198.51.100.1\"",
+            "address = \"198.51.100.1\"\nencrypt = \"ipsec\"",
+            "5:11: unknown variant `ipsec`, expected `none` or `wireguard`",
+        ),
+        (
+            "address = \"198.51.100.1\"",
+            "address = \"198.51.100.1\"\nwireguard_port = 4789",
+            "5:18: port 4789 is the tunnels' own, inside WireGuard; give WireGuard another, such as 16520",
         ),
         (
             "address = \"198.51.100.1\"",

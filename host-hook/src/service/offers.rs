@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lsm_protocol::{Decline, MigrationId, Offer, Peer, source::Source};
+use lsm_protocol::{Decline, MigrationId, Offer, Peer, WireguardEnd, source::Source};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Input, LEAVE, Service};
@@ -15,11 +15,15 @@ use crate::{
     inventory::Vm,
     peer_line::PeerHandle,
     report::Account,
+    story,
 };
 
 /// The hosts take down the tunnels of a move that has settled within this, if both are well: one VM's in some 100 ms, but 20
 /// VMs' at once in 3.4 s. The peer waits longer for its answer ([`lsm_protocol::destination::ACCEPT`]).
 const CLOSING: Duration = Duration::from_secs(6);
+
+/// A host that has its end of WireGuard offers a migration within this.
+const OFFER: Duration = Duration::from_secs(30);
 
 /// An offer that came while the VM's last move was coming to its end.
 pub(super) struct Parked {
@@ -29,10 +33,45 @@ pub(super) struct Parked {
 }
 
 impl Service {
+    /// A host that will ask for a VM has its tunnels inside WireGuard.
+    pub(super) fn encrypt(&self, name: String, handle: PeerHandle, migration: MigrationId, theirs: WireguardEnd) {
+        let host = self.host.clone();
+        if host.wireguard.peer(migration).is_some_and(|peer| peer != name) || host.claims.knows(migration) {
+            tracing::warn!(%migration, peer = name, "a peer speaks of WireGuard out of turn; not heard");
+            return;
+        }
+        tokio::task::spawn_local(async move {
+            let why = if host.encrypts() {
+                let told = host.wireguard.begin(migration, &name).await;
+                match told.and_then(|ours| host.wireguard.hear(migration, theirs).map(|()| ours)) {
+                    Ok(end) => {
+                        handle.tell(Peer::Encrypted { migration, end });
+                        tokio::time::sleep(OFFER).await;
+                        None
+                    }
+                    Err(error) => Some(story(&error)),
+                }
+            } else {
+                Some(format!("encrypt = \"none\" under [tunnel] in host.toml at {}", host.config.name))
+            };
+            if let Some(why) = why {
+                tracing::warn!(%migration, peer = name, why, "no encrypted tunnels");
+                handle.tell(Peer::Declined { migration, why: Decline::Tunnel(why) });
+            }
+            if !host.claims.knows(migration) {
+                host.disconnect(migration).await;
+            }
+        });
+    }
+
     /// `late`: it has waited here already.
     pub(super) fn offered(&mut self, name: String, handle: PeerHandle, offer: Offer, late: bool) {
         let migration = offer.migration;
-        let decline = |why| handle.tell(Peer::Declined { migration, why });
+        let decline = |why| {
+            handle.tell(Peer::Declined { migration, why });
+            let host = self.host.clone();
+            tokio::task::spawn_local(async move { host.disconnect(migration).await });
+        };
         let Some(vm) = self.host.inventory.borrow().get(offer.vm).cloned() else { return decline(Decline::NotRunning) };
         if let Err(why) = for_its_own_vnics(&offer, &vm) {
             tracing::warn!(vm = vm.name, %migration, peer = name, why, "an offer is declined");
@@ -54,7 +93,14 @@ impl Service {
                 offer.advance.mac
             )));
         }
-        tracing::info!(vm = vm.name, %migration, to = name, lan = offer.lan, "a VM is asked for");
+        let wireguard = self.host.wireguard.theirs(migration);
+        if self.host.encrypts() && wireguard.is_none() {
+            return decline(Decline::Tunnel(format!(
+                "encrypt = \"wireguard\" under [tunnel] in host.toml at {}, and {name} offers tunnels that are not encrypted; set encrypt alike on both hosts (an older lsm-hook knows no such key)",
+                self.host.config.name
+            )));
+        }
+        tracing::info!(vm = vm.name, %migration, to = name, lan = offer.lan, encrypted = wireguard.is_some(), "a VM is asked for");
         let switch = match self.host.config.policy.switch {
             config::Switch::Auto => lsm_protocol::source::Switch::Auto,
             config::Switch::Early => lsm_protocol::source::Switch::Early,
@@ -69,7 +115,7 @@ impl Service {
             }
             alone
         });
-        let saved = departure::Saved { machine, vm, peer: name, account: Account::default() };
+        let saved = departure::Saved { machine, vm, peer: name, account: Account::default(), wireguard };
         self.depart(&offer, saved, Some(handle), orders, alone);
     }
 

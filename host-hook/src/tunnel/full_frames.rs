@@ -138,7 +138,9 @@ pub async fn cross(spec: &TunnelSpec, far: End, migration: MigrationId) -> Resul
         passed.map(way).max()
     };
     let (there, back) = (through(|s| s.0, |s| s.1), through(|s| s.1, |s| s.0));
-    let (Some(there), Some(back)) = (there, back) else { return Err(Impassable::Closed { port: spec.port }) };
+    let (Some(there), Some(back)) = (there, back) else {
+        return Err(Impassable::Closed { port: spec.inside.map_or(spec.port, |inside| inside.port) });
+    };
     let way = match (there < full, back < full) {
         (false, false) => return Ok(()),
         (true, false) => Way::There,

@@ -1,7 +1,7 @@
 //! What a tunnel asks of the kernel's links, over rtnetlink: find, create, plug, set, remove. Nothing here knows what
 //! a tunnel is.
 
-use std::{io::ErrorKind, path::Path};
+use std::{io::ErrorKind, net::IpAddr, path::Path};
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
@@ -50,6 +50,17 @@ impl Link {
 
     pub(super) fn is_bridge(&self) -> bool {
         self.info().any(|info| *info == LinkInfo::Kind(InfoKind::Bridge))
+    }
+
+    pub(super) fn is_wireguard(&self) -> bool {
+        self.info().any(|info| *info == LinkInfo::Kind(InfoKind::Wireguard))
+    }
+
+    pub(super) fn mtu(&self) -> Option<u32> {
+        self.0.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
     }
 
     /// Frames that have come out of it since it was made.
@@ -166,6 +177,12 @@ impl Links {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Gives a link an address. That it has it already is success.
+    pub(super) async fn address(&self, name: &str, index: u32, address: IpAddr, prefix: u8) -> Result<(), TunnelError> {
+        let request = self.handle.address().add(index, address, prefix).replace();
+        request.execute().await.map_err(failed(format!("give {name} the address {address}")))
     }
 
     pub(super) async fn set(

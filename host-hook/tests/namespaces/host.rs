@@ -92,7 +92,15 @@ pub(crate) fn two_hosts(underlay_mtu: u32) -> (Host, Host) {
 /// The tunnel between the two, as host 1 or 2 sees it.
 pub(crate) fn spec(host: u8) -> TunnelSpec {
     let address = |host: u8| IpAddr::from([192, 0, 2, host]);
-    TunnelSpec { vni: VNI, mac: VNIC, local: address(host), remote: address(3 - host), port: 4789, mtu: 1500 }
+    TunnelSpec {
+        vni: VNI,
+        mac: VNIC,
+        local: address(host),
+        remote: address(3 - host),
+        port: 4789,
+        mtu: 1500,
+        inside: None,
+    }
 }
 
 /// Whether the kernel lets this process make namespaces; a reason on stderr where not.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lsm_protocol::{
     Addresses, Addressing, Counts, Decline, Drain, FromGuest, Given, GuestFailure, GuestStatus, Hello, Join, Mac,
-    Offer, Peer, Prepare, Refusal, Running, Side, Subnet, ToGuest, Uuid, V4, V6, VnicPlace,
+    Offer, Peer, Prepare, Refusal, Running, Side, Subnet, ToGuest, Uuid, V4, V6, VnicPlace, WireguardEnd,
     forecast::{Fate, Forecast, Foreseen, Obstacle, Sums},
     proof::{Proof, Unproved},
     report::{self, Became, Gap, Outcome, Readdressed, Report, Script, Step},
@@ -219,6 +219,8 @@ pub fn peer() -> Vec<(String, Peer)> {
         ("Foreseen", Peer::Foreseen { vm: VM, forecast: Some(forecast()) }),
         ("Foreseen, no answer", Peer::Foreseen { vm: VM, forecast: None }),
         ("GuestAddressed", Peer::GuestAddressed { migration, addresses }),
+        ("Encrypt", Peer::Encrypt { migration, end: WireguardEnd { key: [7; 32], port: 16_520 } }),
+        ("Encrypted", Peer::Encrypted { migration, end: WireguardEnd { key: [8; 32], port: 51_820 } }),
     ];
     all.drain(..).map(|(name, peer)| (name.to_owned(), peer)).collect()
 }

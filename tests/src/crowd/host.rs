@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
@@ -22,6 +22,11 @@ use crate::{
 };
 
 const NAMES: [&str; 2] = ["montreal", "dallas"];
+
+/// What a dead service of LSM's left, and a WireGuard interface that is somebody else's.
+const LEFT: &str = "lsmw";
+const LEFT_TABLE: &str = "lsm_wireguard";
+const OWN: &str = "wg-own";
 
 /// What it says of domains is in two files beside it.
 const VIRSH: &str = r#"#!/bin/sh
@@ -39,17 +44,29 @@ pub(super) struct Host {
     pub(super) name: &'static str,
     pub(super) ns: Netns,
     number: u8,
+    /// Whether its tunnels are inside WireGuard.
+    pub(super) wireguard: bool,
+    hook: PathBuf,
     dir: PathBuf,
     /// The process whose mount namespace has the host's `/run`.
     holder: Process,
-    service: Option<Process>,
+    service: Mutex<Option<Process>>,
+    /// A program on the LAN, where somebody watches.
+    pub(super) client: OnceLock<fs::File>,
     events: Mutex<fs::File>,
     /// By UUID, and whether their CPUs run.
     domains: Mutex<BTreeMap<String, bool>>,
 }
 
 impl Host {
-    pub(super) fn new(crowd: &str, number: u8, scratch: &Path, authority: &Authority) -> Result<Host> {
+    pub(super) fn new(
+        crowd: &str,
+        number: u8,
+        scratch: &Path,
+        authority: &Authority,
+        hook: &Path,
+        wireguard: bool,
+    ) -> Result<Host> {
         let name = NAMES[usize::from(number) - 1];
         let dir = scratch.join(name);
         fs::create_dir_all(&dir).during(|| format!("make {}", dir.display()))?;
@@ -60,7 +77,7 @@ impl Host {
         write("running", "")?;
         write("paused", "")?;
         write("events", "")?;
-        write("host.toml", &host_toml(&dir, number))?;
+        write("host.toml", &host_toml(&dir, number, wireguard))?;
         fs::create_dir(dir.join("metrics")).during(|| "make the place of metrics".into())?;
         fs::set_permissions(dir.join("virsh"), fs::Permissions::from_mode(0o755)).during(|| "allow virsh".into())?;
         authority.equip(&dir.join("pki"), name, [127, 0, 0, number].into())?;
@@ -76,7 +93,21 @@ impl Host {
             let entries: Vec<_> = fs::read_dir(&ready).ok()?.flatten().collect();
             (entries.len() == 1 && entries[0].file_name() == "lsm").then_some(())
         })?;
-        Ok(Host { name, ns, number, dir, holder, service: None, events: Mutex::new(events), domains: Mutex::default() })
+        let own = dir.join("lsm-hook");
+        fs::copy(hook, &own).during(|| format!("copy {}", hook.display()))?;
+        Ok(Host {
+            name,
+            ns,
+            number,
+            wireguard,
+            hook: own,
+            dir,
+            holder,
+            service: Mutex::default(),
+            client: OnceLock::new(),
+            events: Mutex::new(events),
+            domains: Mutex::default(),
+        })
     }
 
     pub(super) fn wan(&self) -> String {
@@ -95,26 +126,52 @@ impl Host {
         command
     }
 
-    pub(super) fn serve(&mut self, hook: &Path) -> Result<()> {
-        let own = self.dir.join("lsm-hook");
-        fs::copy(hook, &own).during(|| format!("copy {}", hook.display()))?;
-        let log = fs::File::create(self.dir.join("log")).during(|| "make the log".into())?;
+    /// Starts the service, in place of one that is killed.
+    pub(super) fn serve(&self) -> Result<()> {
+        let mut service = self.service.lock().map_err(|_| LabError::Other("a VM's thread panicked".into()))?;
+        if service.take().is_none() && self.wireguard {
+            self.ns.ip(&format!("link add {LEFT} type wireguard\nlink add {OWN} type wireguard"))?;
+            let left = format!("add table inet {LEFT_TABLE}\nadd chain inet {LEFT_TABLE} arriving\n");
+            run_with_input(self.ns.command("nft").args(["-f", "-"]), &left)?;
+        }
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log"));
+        let log = log.during(|| "make the log".into())?;
         let errors = log.try_clone().during(|| "share the log".into())?;
-        let mut command = self.command(&own);
+        let mut command = self.command(&self.hook);
         command.arg("serve").arg("--config").arg(self.dir.join("host.toml")).stdout(log).stderr(errors);
-        self.service = Some(Process::start(self.name, &mut command)?);
+        *service = Some(Process::start(self.name, &mut command)?);
         let serves = wait_for("the service", Duration::from_secs(10), || self.status().ok());
         serves.map(drop).map_err(|error| LabError::Other(format!("{error}; {}", self.last_words())))
     }
 
+    /// Has another key than the one it has told its peers.
+    pub(super) fn with_another_key(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        let wg = || self.ns.command("wg");
+        let set = |key: &str| run_with_input(wg().args(["set", LEFT, "private-key", "/proc/self/fd/0"]), key);
+        let own = run(wg().args(["show", LEFT, "private-key"]))?;
+        set(&run(wg().arg("genkey"))?)?;
+        act()?;
+        set(&own).map(drop)
+    }
+
+    /// What a dead service has left is gone, and what is not LSM's is there.
+    pub(super) fn has_its_own(&self) -> Result<()> {
+        let links = run(self.ns.command("ip").args(["-o", "link", "show"]))?;
+        let tables = run(self.ns.command("nft").args(["list", "tables"]))?;
+        if links.contains(&format!(": {OWN}:")) && !links.contains(LEFT) && !tables.contains(LEFT_TABLE) {
+            return Ok(());
+        }
+        Err(LabError::Other(format!("{} has\n{links}{tables}", self.name)))
+    }
+
     /// What libvirt's hook does, and prints.
     pub(super) fn hook(&self, vm: &str, operation: &str, sub: &str, xml: &str) -> Result<String> {
-        let mut command = self.command(&self.dir.join("lsm-hook"));
+        let mut command = self.command(&self.hook);
         run_with_input(command.args(["hook", vm, operation, sub, "-"]), xml)
     }
 
     pub(super) fn status(&self) -> Result<Value> {
-        let said = run(self.command(&self.dir.join("lsm-hook")).args(["status", "--json"]))?;
+        let said = run(self.command(&self.hook).args(["status", "--json"]))?;
         serde_json::from_str(&said).map_err(|error| LabError::Other(format!("{error}: {said}")))
     }
 
@@ -148,7 +205,8 @@ impl Host {
 
     /// The most memory that the service has had, in KiB.
     pub(super) fn peak(&self) -> Result<u64> {
-        let pid = self.service.as_ref().map_or(0, Process::pid);
+        let service = self.service.lock().map_err(|_| LabError::Other("a VM's thread panicked".into()))?;
+        let pid = service.as_ref().map_or(0, Process::pid);
         let file = format!("/proc/{pid}/status");
         let text = fs::read_to_string(&file).during(|| format!("read {file}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -182,7 +240,8 @@ impl Host {
         let fdb = fdb.lines().filter(|line| line.contains("52:54:00:")).map(str::to_owned).collect();
         let rules = run(self.ns.command("nft").args(["-s", "list", "ruleset"]))?;
         // The tables themselves stay, empty.
-        let rules = rules.lines().filter(|line| line.contains("lsmt") || line.contains("52:54:00:")).map(str::to_owned);
+        let ours = |line: &&str| ["lsmt", "lsmw", "52:54:00:"].iter().any(|sign| line.contains(sign));
+        let rules = rules.lines().filter(ours).map(str::to_owned);
         let state = format!("/proc/{}/root/run/lsm/migrations", self.holder.pid());
         let state = fs::read_dir(&state).during(|| format!("read {state}"))?.flatten();
         let state = state.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -211,11 +270,12 @@ fn wan(number: u8) -> String {
     format!("172.31.0.{number}")
 }
 
-fn host_toml(dir: &Path, number: u8) -> String {
+fn host_toml(dir: &Path, number: u8, wireguard: bool) -> String {
     let (name, peer) = (NAMES[usize::from(number) - 1], NAMES[2 - usize::from(number)]);
+    let encrypt = if wireguard { "wireguard" } else { "none" };
     let (wan, there, dir) = (wan(number), wan(3 - number), dir.display());
     format!(
-        "name = \"{name}\"\n[tunnel]\naddress = \"{wan}\"\n[peer.{peer}]\naddress = \"{there}:16519\"\n\
+        "name = \"{name}\"\n[tunnel]\naddress = \"{wan}\"\nencrypt = \"{encrypt}\"\n[peer.{peer}]\naddress = \"{there}:16519\"\n\
          [lan.{name}]\nbridge = \"br-{name}\"\nprefix = \"10.{number}.0.0/16\"\ngateway = \"10.{number}.0.1\"\n\
          pool = \"10.{number}.1.0-10.{number}.4.255\"\n\
          [policy]\nunprepared = \"refuse\"\nprepare_wait_ms = 20000\n\

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{guest::Guest, host::Host, tap};
+use super::{guest::Guest, host::Host, tap, watch};
 use crate::{
     shell::{During as _, LabError, Result, wait_for},
     topology::SPARE_BRIDGE,
@@ -21,6 +21,7 @@ const COPY: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(300);
 
 pub(super) struct Vm {
+    number: usize,
     name: String,
     uuid: String,
     macs: [[u8; 6]; 2],
@@ -45,7 +46,7 @@ impl Vm {
         let guest = Guest::start([&from, &to].map(|host| host.channel(&name)).each_ref().map(|path| path.as_path()))?;
         let uuid = format!("4c534d00-0000-4000-8000-00000000{number:04x}");
         let macs = [1, 2].map(|card| [0x52, 0x54, 0, high, low, card]);
-        let mut vm = Vm { name, uuid, macs, guest, from, to, active: 0, taps: Vec::new(), stopped: 0 };
+        let mut vm = Vm { number, name, uuid, macs, guest, from, to, active: 0, taps: Vec::new(), stopped: 0 };
         vm.plug_in(&vm.from.clone(), &vm.bridges())?;
         let xml = vm.settled_xml();
         vm.from.has(&vm.uuid, Some(true))?;
@@ -140,6 +141,7 @@ impl Vm {
         took.push(("prepare and started", ms(begun)));
 
         thread::sleep(COPY);
+        self.cross(&left)?;
         self.stopped = unix_ms();
         from.has(&self.uuid, Some(false))?;
         from.event(&self.name, "Suspended Migrated")?;
@@ -162,6 +164,23 @@ impl Vm {
         self.active = 1 - self.active;
         (self.from, self.to) = (to, from);
         Ok((self, took))
+    }
+
+    /// Where somebody watches, the first VM's frames pass. Both services die and come back; with WireGuard, nothing comes from
+    /// a host for as long as it has not the key which it is known by.
+    fn cross(&self, taps: &[File]) -> Result<()> {
+        let (Some(client), 0) = (self.to.client.get(), self.number) else { return Ok(()) };
+        let cross = || watch::cross(client, &taps[1], self.macs[1], self.address());
+        cross()?;
+        if self.to.wireguard {
+            self.to.with_another_key(|| watch::lost(client, &taps[1], self.macs[1], self.address()))?;
+            cross()?;
+        }
+        for host in [&self.from, &self.to] {
+            host.serve()?;
+            cross()?;
+        }
+        Ok(())
     }
 
     /// What both hosts' reports add to it, once they are there.
