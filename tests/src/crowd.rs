@@ -57,6 +57,27 @@ pub fn run_crowd(count: usize) -> Result<Moved> {
     between_hosts(|from, to| move_all(count, from, to))
 }
 
+/// Moves a VM to a host whose service is killed when the VM has arrived and its advance tunnel is gone, and started again.
+///
+/// # Errors
+/// The first thing that went otherwise, with the services' logs.
+pub fn run_restarted() -> Result<()> {
+    let hook = static_program("lsm-hook", "lsm-hook")?;
+    set(&hook, false, |from, to, _| {
+        let [vm] = <[Vm; 1]>::try_from(start(1, from, to)?).map_err(|_| LabError::Other("one VM is one".into()))?;
+        vm.hold(true)?;
+        let (vm, _) = vm.go_and(LIMIT, |vm| {
+            wait_for("the advance tunnel to be gone", LIMIT, || {
+                (to.status().ok()?["tunnels"].as_array()?.len() == 1).then_some(())
+            })?;
+            to.serve()?;
+            vm.hold(false)
+        })?;
+        all_over(&[from, to], LIMIT)?;
+        placed(&[vm], to, from)
+    })
+}
+
 /// Moves `count` VMs there and back, each as soon as it has settled, while the hosts may still be taking down its tunnels.
 ///
 /// # Errors
@@ -152,12 +173,13 @@ fn all_over(hosts: &[&Arc<Host>], limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// All are at this host, each with an address of its own, and no tunnel is left.
+/// All are at this host, each with an address of its own and ears in its LAN, and no tunnel is left.
 fn placed(vms: &[Vm], here: &Host, there: &Host) -> Result<()> {
     let addresses: BTreeSet<_> = vms.iter().map(Vm::address).collect();
     if addresses.len() != vms.len() || addresses.contains(&None) {
         return Err(LabError::Other(format!("{} VMs have {} addresses: {addresses:?}", vms.len(), addresses.len())));
     }
+    vms.iter().try_for_each(Vm::hears)?;
     for (host, count) in [(here, vms.len()), (there, 0)] {
         let status = host.status()?;
         let known = status["vms"].as_array().map_or(0, Vec::len);

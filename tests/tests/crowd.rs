@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use lsm_tests::{
-    crowd::{run_crowd, run_there_and_back},
+    crowd::{run_crowd, run_restarted, run_there_and_back},
     measure::median,
     needs,
 };
@@ -33,5 +33,13 @@ fn all_vms_of_a_host_move_at_once() {
 fn each_goes_back_as_soon_as_it_has_settled() {
     if !lacking() {
         run_there_and_back(20).unwrap_or_else(|error| panic!("{}", lsm_tests::shell::chain(&error)));
+    }
+}
+
+/// A VM is given its ears back when it has arrived; who does that may have been killed in between.
+#[test]
+fn a_vm_hears_its_lan_although_its_host_s_service_was_restarted() {
+    if !lacking() {
+        run_restarted().unwrap_or_else(|error| panic!("{}", lsm_tests::shell::chain(&error)));
     }
 }

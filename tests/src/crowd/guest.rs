@@ -43,6 +43,8 @@ pub(super) struct Known {
     /// Of the new LAN.
     pub(super) address: Option<IpAddr>,
     pub(super) settled: Option<Instant>,
+    /// Its connection carries nothing by the new path, so that it cannot settle.
+    pub(super) held: bool,
 }
 
 pub(super) struct Guest {
@@ -123,7 +125,7 @@ fn live(inbox: &mpsc::Receiver<Input>, callers: &[Caller; 2], known: &Mutex<Know
             Err(RecvTimeoutError::Timeout) => Event::Deadline,
         };
         if let (Event::Told(ToGuest::Prepare(plan)), Ok(mut known)) = (&event, known.lock()) {
-            *known = Known { address: plan.addressing.addresses().all().first().copied(), settled: None };
+            (known.address, known.settled) = (plan.addressing.addresses().all().first().copied(), None);
         }
         let mut events = vec![event];
         while !events.is_empty() {
@@ -134,7 +136,7 @@ fn live(inbox: &mpsc::Receiver<Input>, callers: &[Caller; 2], known: &Mutex<Know
                 match order {
                     // Programs are there that hold nothing back.
                     Order::Do(step) => events.push(Event::Done(step)),
-                    Order::Count => events.extend(counted()),
+                    Order::Count => events.extend(counted(known.lock().is_ok_and(|known| known.held))),
                     Order::Reply(reply) => {
                         if let (FromGuest::Settled { .. }, Ok(mut known)) = (&reply, known.lock()) {
                             known.settled.get_or_insert_with(Instant::now);
@@ -148,8 +150,8 @@ fn live(inbox: &mpsc::Receiver<Input>, callers: &[Caller; 2], known: &Mutex<Know
     }
 }
 
-fn counted() -> [Event; 2] {
-    let one = Counts { joined: 1, moved: 1, ..Counts::default() };
+fn counted(held: bool) -> [Event; 2] {
+    let one = Counts { joined: 1, moved: u32::from(!held), ..Counts::default() };
     [Event::Carried(Progress { carrying: 1, ..Progress::default() }), Event::Counted(one)]
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use super::{guest::Guest, host::Host, tap, watch};
 use crate::{
-    shell::{During as _, LabError, Result, wait_for},
+    shell::{During as _, LabError, Result, run, wait_for},
     topology::SPARE_BRIDGE,
 };
 
@@ -115,7 +115,12 @@ impl Vm {
     }
 
     /// The whole move to the other host. Gives the VM back, at its new place, and what it took.
-    pub(super) fn go(mut self, limit: Duration) -> Result<(Vm, Took)> {
+    pub(super) fn go(self, limit: Duration) -> Result<(Vm, Took)> {
+        self.go_and(limit, |_| Ok(()))
+    }
+
+    /// The same, with something that happens when it has just arrived.
+    pub(super) fn go_and(mut self, limit: Duration, arrived: impl FnOnce(&Vm) -> Result<()>) -> Result<(Vm, Took)> {
         let mut took = Took::new();
         let (from, to) = (self.from.clone(), self.to.clone());
         let failed = |what: &str, error: &LabError| LabError::Other(format!("{what}: {}", crate::shell::chain(error)));
@@ -146,7 +151,7 @@ impl Vm {
         from.has(&self.uuid, Some(false))?;
         from.event(&self.name, "Suspended Migrated")?;
         thread::sleep(PAUSE);
-        let arrived = Instant::now();
+        let runs = Instant::now();
         self.guest.arrive();
         to.has(&self.uuid, Some(true))?;
         to.event(&self.name, "Resumed Migrated")?;
@@ -159,8 +164,9 @@ impl Vm {
         drop(left);
         from.hook(&self.name, "stopped", "end", &ours)?;
         from.hook(&self.name, "release", "end", &ours)?;
+        arrived(&self)?;
         let settled = wait_for(&format!("{} to settle", self.name), limit, || self.guest.known.lock().ok()?.settled)?;
-        took.push(("arrival, to the guest's word that it has settled", (settled - arrived).as_secs_f64() * 1_000.0));
+        took.push(("arrival, to the guest's word that it has settled", (settled - runs).as_secs_f64() * 1_000.0));
         self.active = 1 - self.active;
         (self.from, self.to) = (to, from);
         Ok((self, took))
@@ -181,6 +187,23 @@ impl Vm {
             cross()?;
         }
         Ok(())
+    }
+
+    /// Whether its connection moves no data by a new path.
+    pub(super) fn hold(&self, held: bool) -> Result<()> {
+        let mut known = self.guest.known.lock().map_err(|_| LabError::Other("a guest's thread panicked".into()))?;
+        known.held = held;
+        Ok(())
+    }
+
+    /// It hears what is said to everybody in its LAN, and to those whom the bridge does not know.
+    pub(super) fn hears(&self) -> Result<()> {
+        let tap = self.tap(self.active);
+        let port = run(self.from.ns.command("bridge").args(["-d", "link", "show", "dev", &tap]))?;
+        if ["flood on", "mcast_flood on", "bcast_flood on"].iter().all(|flag| port.contains(&format!(" {flag}"))) {
+            return Ok(());
+        }
+        Err(LabError::Other(format!("{} is deaf: {port}", self.name)))
     }
 
     /// What both hosts' reports add to it, once they are there.
