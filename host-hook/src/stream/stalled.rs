@@ -18,7 +18,7 @@ const PORTS: &str = "( dport >= :49152 and dport <= :49215 )";
 /// The ends of a connection: this host's, and the other's.
 type Ends = (SocketAddr, SocketAddr);
 
-/// Ends the connections to a host's migration ports on which something has been under way for so long, and nothing of it
+/// Ends the connections to a host's migration ports that have had something to send for so long, of which nothing was
 /// acknowledged. Returns the other ends.
 ///
 /// # Errors
@@ -42,13 +42,15 @@ async fn ss(arguments: &[&str]) -> io::Result<String> {
     Err(io::Error::other(format!("ss: {}", said.trim())))
 }
 
-/// Those of `ss`'s lines: `0 81 192.0.2.1:41000 192.0.2.2:49152 cubic ... lastack:33112 ... unacked:6 ...`, times in ms.
+/// Those of `ss`'s lines: `0 81 192.0.2.1:41000 192.0.2.2:49152 cubic ... lastack:33112 ...`. The second number is of bytes
+/// that are sent or to be sent, and not acknowledged; times are in ms.
 fn stalled(all: &str, to: &[IpAddr], silent: Duration) -> Vec<Ends> {
     let line = |line: &str| {
-        let mut words = line.split_whitespace().skip(2);
+        let mut words = line.split_whitespace().skip(1);
+        let waiting: u64 = words.next()?.parse().ok()?;
         let ends = (words.next()?.parse().ok()?, words.next()?.parse::<SocketAddr>().ok()?);
-        let number = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
-        let stalls = number("unacked:")? > 0 && u128::from(number("lastack:")?) >= silent.as_millis();
+        let acknowledged: u64 = line.split_whitespace().find_map(|word| word.strip_prefix("lastack:")?.parse().ok())?;
+        let stalls = waiting > 0 && u128::from(acknowledged) >= silent.as_millis();
         (stalls && to.contains(&ends.1.ip().to_canonical())).then_some(ends)
     };
     all.lines().filter_map(line).collect()
