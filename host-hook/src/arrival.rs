@@ -1,14 +1,13 @@
 //! A VM comes to this host: the destination's machine and what it orders.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, SystemTime},
-};
+mod ends;
+mod frames;
+
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use lsm_protocol::{
-    Addresses, Decline, FromGuest, GuestFailure, Join, Offer, Peer, TunnelId, WireguardEnd,
-    destination::{Destination, Event, Impassable, Order, Refused, TRIAL},
+    Addresses, FromGuest, GuestFailure, Join, Offer, Peer, WireguardEnd,
+    destination::{Destination, Event, Order, Refused},
     forecast::Forecast,
     report::Ended,
 };
@@ -18,12 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     admission::Turn,
     clock::{self, now},
-    divert::{Diversion, LearningWatch},
-    filters::Crossing,
+    divert::Diversion,
     foresight::Foresight,
     guest_line::GuestLine,
     hook::HookAnswer,
-    host::{Host, QUEUE},
+    host::Host,
     inventory::{Vm, write_json},
     moved::Move,
     peer_line::{PeerHandle, PeerNews},
@@ -31,10 +29,6 @@ use crate::{
     report::Account,
     story,
     stream::{Passage, Role},
-    tunnel::{
-        self, TunnelError,
-        full_frames::{self, End},
-    },
 };
 
 /// Added to the round trip when frames are replayed: how long libvirt and the source took to notice the stop, and how long
@@ -370,187 +364,6 @@ impl Arrival {
             }
         }
         events
-    }
-
-    async fn build(&mut self, offer: &Offer) -> Result<(), Decline> {
-        let failed = |error: TunnelError| Decline::Tunnel(story(&error));
-        self.host.connect(offer, self.saved.remote).await?;
-        let home = self.host.spec_to_build(offer.home, offer, self.saved.remote, self.saved.home_mtu)?;
-        let alone = self.host.claims.alone(home.vni).await;
-        self.host.tunnels.build_vm_end(&home).await.map_err(failed)?;
-        drop(alone);
-        if offer.join == Join::Before {
-            let lan = self.host.config.lans.get(&offer.lan);
-            let lan = lan.ok_or_else(|| Decline::Tunnel(format!("host.toml has no [lan.{}]", offer.lan)))?;
-            let advance = self.host.spec_to_build(offer.advance, offer, self.saved.remote, offer.mtu)?;
-            let _alone = self.host.claims.alone(advance.vni).await;
-            // Until it arrives, the VM speaks in this LAN with what it was given alone; what it gets itself is not known, nor
-            // what it has held here since before, and speaks with all the time.
-            let held = self.host.claims.is_shared(offer.migration, offer.advance.vni);
-            let known = !offer.addressing.is_obtained() && !held;
-            let addresses = known.then(|| offer.addressing.addresses());
-            let crossing = Crossing { addresses, arriving: !held, ..lan.addressing.crossing() };
-            self.host.tunnels.build_lan_end(&advance, &lan.bridge, true, crossing).await.map_err(failed)?;
-            match Recorder::start(&tunnel::port(offer.advance.vni), offer.advance.mac) {
-                Ok(recorder) => self.recorder = Some(recorder),
-                Err(error) => {
-                    tracing::warn!(error = story(&error), "frames on their way to the source at the stop will be lost")
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn try_tunnels(&self, offer: &Offer) {
-        let mut tunnels = vec![(offer.home, self.saved.home_mtu, End::Lan)];
-        if offer.join == Join::Before {
-            tunnels.push((offer.advance, offer.mtu, End::Vm));
-        }
-        let specs: Result<Vec<_>, Decline> = tunnels
-            .into_iter()
-            .map(|(tunnel, mtu, far)| Ok((self.host.spec(tunnel, offer, self.saved.remote, mtu)?, far)))
-            .collect();
-        let (facts, migration) = (self.facts.0.clone(), offer.migration);
-        tokio::task::spawn_local(async move {
-            let tried = match specs {
-                Ok(specs) => {
-                    let trials = specs.iter().map(|(spec, far)| full_frames::cross(spec, *far, migration));
-                    futures_util::future::try_join_all(trials).await.map(drop)
-                }
-                Err(why) => {
-                    tracing::warn!(%migration, %why, "the tunnels cannot be tried");
-                    Err(Impassable::Unknown(TRIAL))
-                }
-            };
-            let _ = facts.send(tried.map_or_else(Event::Impassable, |()| Event::Carries));
-        });
-    }
-
-    /// The taps are there: long queues, no broadcasts into the new one before the VM reads, and eyes on their ports.
-    async fn watch(&mut self, vm: &Vm, offer: &Offer) {
-        for mac in [offer.home.mac, offer.advance.mac] {
-            let Some((tap, bridge)) = vm.vnic(mac).and_then(|v| Some((v.tap.as_deref()?, v.bridge.as_deref()?))) else {
-                continue;
-            };
-            if let Err(error) = self.host.tunnels.set_queue_length(tap, QUEUE).await {
-                tracing::warn!(tap, error = story(&error), "the tap keeps its short queue");
-            }
-            match LearningWatch::start(bridge, tap, mac) {
-                Ok(mut watch) => {
-                    let facts = self.facts.0.clone();
-                    tokio::task::spawn_local(async move {
-                        if watch.heard().await.is_ok() {
-                            let _ = facts.send(Event::Arrived);
-                        }
-                    });
-                }
-                Err(error) => tracing::warn!(tap, error = story(&error), "arrival will be known from libvirt only"),
-            }
-            if mac == offer.advance.mac {
-                // After a restart it may be here already, and its tunnel gone.
-                if self.copies()
-                    && let Err(error) = self.host.tunnels.set_flooding(tap, false).await
-                {
-                    tracing::warn!(tap, error = story(&error), "broadcasts will wait in the tap's queue too");
-                }
-                let from = tunnel::port(offer.advance.vni);
-                let tunnelled =
-                    offer.join == Join::Before && self.host.tunnels.link_exists(&from).await.unwrap_or(true);
-                let home = tunnelled.then_some(from.as_str());
-                let divert = self.host.fdb.prepare(bridge, mac, tap, home).map_err(|e| story(&e));
-                match divert.and_then(|d| Ok((d, Outlet::open(tap).map_err(|e| story(&e))?))) {
-                    Ok(divert) => self.divert = Some(divert),
-                    Err(error) => tracing::warn!(tap, error, "frames for the new vNIC will be lost until it is learnt"),
-                }
-            }
-        }
-    }
-
-    fn point_at_tap(&mut self, offer: &Offer) {
-        let Some((diversion, outlet)) = &self.divert else { return };
-        if let Err(error) = self.host.fdb.divert(diversion) {
-            tracing::warn!(migration = %offer.migration, error = story(&error), "cannot point the new vNIC's frames at its tap");
-        }
-        let Some(recorder) = &self.recorder else { return };
-        match recorder.replay(SystemTime::now() - self.saved.round_trip - NOTICE, outlet) {
-            Ok(replayed) => {
-                self.saved.account.frames_replayed += replayed.sent;
-                tracing::info!(migration = %offer.migration, frames = replayed.sent, "new vNIC's frames wait at its tap, with those of the last round trip")
-            }
-            Err(error) => {
-                tracing::warn!(migration = %offer.migration, error = story(&error), "cannot replay what was on its way to the source")
-            }
-        }
-    }
-
-    /// As when it was built: an entry that does not age, whatever became of the tap.
-    fn point_at_tunnel(&self, offer: &Offer) {
-        if offer.join != Join::Before {
-            return;
-        }
-        let Some(lan) = self.host.config.lans.get(&offer.lan) else { return };
-        let (port, fdb) = (tunnel::port(offer.advance.vni), &self.host.fdb);
-        let pointed = fdb.prepare(&lan.bridge, offer.advance.mac, &port, None).and_then(|to| fdb.divert(&to));
-        if let Err(error) = pointed {
-            tracing::warn!(migration = %offer.migration, error = story(&error), "the new vNIC's frames do not go back into the tunnel");
-        }
-    }
-
-    /// From the advance tunnel, unless that is done.
-    async fn part(&mut self, offer: &Offer) {
-        if self.parting.take() {
-            self.keep_pointing(offer).await;
-            self.recorder = None;
-            self.remove(offer.advance, offer).await;
-            self.saved.account.steps.mark("advance tunnel removed");
-        }
-    }
-
-    /// The VM is here: what pointed at its tap for the move becomes what the bridge would have learnt.
-    async fn keep_pointing(&mut self, offer: &Offer) {
-        let diversion = self.divert.take();
-        let Some(tap) = self.saved.vm.as_ref().and_then(|vm| vm.vnic(offer.advance.mac)?.tap.clone()) else { return };
-        if !matches!(self.saved.machine, Destination::Arrived { .. } | Destination::TakingDown { .. }) {
-            return; // undone: the tap goes with its QEMU
-        }
-        if let Some((diversion, _)) = diversion
-            && let Err(error) = self.host.fdb.keep(&diversion)
-        {
-            tracing::warn!(tap, error = story(&error), "the bridge will have to learn the new vNIC by itself");
-        }
-        if let Err(error) = self.host.tunnels.set_flooding(&tap, true).await {
-            tracing::warn!(tap, error = story(&error), "the vNIC hears no broadcasts");
-        }
-    }
-
-    /// Unless another migration of the VM goes on with it.
-    async fn remove(&self, tunnel: TunnelId, offer: &Offer) {
-        let here = self.saved.vm.as_ref().and_then(|vm| vm.vnic(tunnel.mac)?.tap.clone());
-        let _alone = self.host.claims.alone(tunnel.vni).await;
-        if self.host.claims.give_up(offer.migration, tunnel.vni) {
-            if tunnel == offer.home && self.settled() {
-                self.host.inventory.borrow_mut().replugged(offer.vm, tunnel.mac, crate::host::SPARE_BRIDGE);
-            }
-            return;
-        }
-        if let Err(error) = self.host.tunnels.remove(tunnel.vni).await {
-            tracing::warn!(migration = %offer.migration, error = story(&error), "left behind");
-        }
-        // The old vNIC is a spare now, and a spare is plugged into the bridge of spares.
-        if let Some(tap) = here.filter(|_| tunnel == offer.home && self.settled()) {
-            let plugged = async {
-                if !self.host.tunnels.link_exists(&tap).await? {
-                    return Ok(()); // gone with its VM
-                }
-                self.host.tunnels.ensure_bridge(crate::host::SPARE_BRIDGE).await?;
-                self.host.tunnels.plug(&tap, crate::host::SPARE_BRIDGE).await.map(drop)
-            };
-            // What the next move puts the spare back into, if it is called off.
-            self.host.inventory.borrow_mut().replugged(offer.vm, tunnel.mac, crate::host::SPARE_BRIDGE);
-            if let Err(error) = plugged.await {
-                tracing::warn!(tap, error = story(&error), "the spare vNIC is left without a bridge");
-            }
-        }
     }
 
     fn settled(&self) -> bool {

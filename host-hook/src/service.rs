@@ -2,20 +2,22 @@
 //! is about. Gone when idle, if systemd's sockets can start it again.
 
 mod afresh;
+mod hooks;
 mod inlets;
 mod offers;
 mod questions;
+mod restart;
 mod sockets;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     path::Path,
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use lsm_protocol::{
-    MigrationId, Offer, Peer, Running, Uuid,
+    MigrationId, Peer, Running, Uuid,
     forecast::{Forecast, Shown},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -31,22 +33,19 @@ use crate::{
     admission::{self, Door},
     arrival::{self, Arrival},
     claims::Claims,
-    clock::{Steps, now},
     config::{Config, Encrypt},
     departure,
     divert::Fdb,
-    domain::Domain,
     filters, foresight,
     hook::{HookAnswer, HookRequest},
-    host::{Host, SPARE_BRIDGE},
-    inventory::{Inventory, Vm, read_json},
+    host::Host,
+    inventory::{Inventory, Vm},
     libvirt::{What, Whose},
     moved::Moves,
     peer::Identity,
-    peer_line::{self, PeerHandle},
-    report::{Report, Reports},
+    peer_line::PeerHandle,
+    report::Reports,
     status::{Crossed, Status},
-    story,
     stream::Streams,
     tunnel::{
         Tunnels,
@@ -199,115 +198,6 @@ impl Service {
         }
     }
 
-    async fn hook(&mut self, request: HookRequest, answer: oneshot::Sender<HookAnswer>) {
-        tracing::debug!(?request, "called by libvirt");
-        let ok = |stdout: String| HookAnswer { exit: 0, stdout, stderr: String::new() };
-        match request.operation.as_str() {
-            "status" => {
-                let status = self.status();
-                tokio::task::spawn_local(async move {
-                    let _ = answer.send(ok(serde_json::to_string(&status.await).unwrap_or_default()));
-                });
-            }
-            "forecast" if request.sub.is_empty() => self.forecast(request.vm, answer),
-            "release" if request.sub.is_empty() => {
-                let _ = answer.send(self.release(&request.vm));
-            }
-            operation => match Domain::parse(&request.xml) {
-                Ok(domain) if domain.vnics.is_empty() => drop(answer.send(ok(String::new()))),
-                Ok(domain) => self.domain_hook(operation, &request, &domain, answer).await,
-                Err(error) => {
-                    let why = story(&error);
-                    let stderr = format!("lsm-hook: VM {}: {why}\n", request.vm);
-                    // Only a migration may be refused; a VM must not fail to start because of us.
-                    let exit = u8::from(operation == "migrate");
-                    if exit != 0 {
-                        self.host.reports.hand_in(Report::refused(&request.vm, None, None, Steps::begun(), why), None);
-                    }
-                    let _ = answer.send(HookAnswer { exit, stdout: String::new(), stderr });
-                }
-            },
-        }
-    }
-
-    async fn domain_hook(
-        &mut self,
-        operation: &str,
-        request: &HookRequest,
-        domain: &Domain,
-        answer: oneshot::Sender<HookAnswer>,
-    ) {
-        let vm = Vm::of(domain, &self.host.config);
-        if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
-            self.question.overtaken(uuid);
-        }
-        match operation {
-            "migrate" => {
-                let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) else { return };
-                if self.printed.iter().any(|(id, xml)| self.arrivals.contains_key(id) && *xml == request.xml) {
-                    tracing::warn!(
-                        vm = domain.name,
-                        "called again for the same migration; is the hook installed twice?"
-                    );
-                    let _ = answer.send(HookAnswer::default());
-                    return;
-                }
-                // A migration that failed late may still be going.
-                self.tell_arrivals(uuid, || arrival::News::VmGone);
-                let (host, inputs) = (self.host.clone(), self.inputs.clone());
-                let (domain, xml) = (domain.clone(), request.xml.clone());
-                let asked = Steps::begun();
-                tokio::task::spawn_local(async move {
-                    let mut peer = None;
-                    match admission::admit(&host, &domain, &xml, uuid, &mut peer).await {
-                        Ok(admission::Verdict::Plug(xml)) => {
-                            let _ = answer.send(HookAnswer { exit: 0, stdout: xml, stderr: String::new() });
-                        }
-                        Ok(admission::Verdict::Move(mut admitted)) => {
-                            admitted.answer = Some(answer);
-                            let _ = inputs.send(Input::Admitted(admitted));
-                        }
-                        Err(error) => {
-                            let why = story(&error);
-                            tracing::warn!(vm = domain.name, error = why, "migration refused");
-                            let stderr = format!("lsm-hook: VM {} cannot move here: {why}\n", domain.name);
-                            let lan = host.config.offered_lan().map(|(name, _)| name.clone());
-                            host.reports.hand_in(Report::refused(&domain.name, peer, lan, asked, why), None);
-                            let _ = answer.send(HookAnswer { exit: 1, stdout: String::new(), stderr });
-                        }
-                    }
-                });
-                return;
-            }
-            "prepare" => {
-                if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
-                    self.tell_arrivals(uuid, || arrival::News::Begun);
-                }
-                for bridge in domain.interfaces.iter().filter_map(|card| card.bridge.as_deref()) {
-                    if (bridge == SPARE_BRIDGE || bridge.starts_with("lsmb"))
-                        && let Err(error) = self.host.tunnels.ensure_bridge(bridge).await
-                    {
-                        tracing::warn!(vm = domain.name, bridge, error = story(&error), "the VM's bridge is missing");
-                    }
-                }
-            }
-            "started" | "reconnect" => {
-                if let Some(vm) = vm {
-                    // What we know of a VM that runs on is truer than its description, which is of its arrival.
-                    let known = operation == "reconnect" && self.host.inventory.borrow().get(vm.uuid).is_some();
-                    self.started(vm, known);
-                }
-            }
-            "stopped" | "release" => {
-                if let Some(uuid) = crate::inventory::parse_uuid(&domain.uuid) {
-                    self.gone(uuid);
-                }
-            }
-            _ => {}
-        }
-        let _ = answer.send(HookAnswer::default());
-    }
-
     fn started(&self, vm: Vm, known: bool) {
         self.tell_arrivals(vm.uuid, || arrival::News::Started(vm.clone()));
         if !known {
@@ -432,22 +322,6 @@ impl Service {
         }
     }
 
-    /// What is under way goes on with the next start.
-    async fn leave(&self) {
-        let mut leaving = Vec::new();
-        for (_, inbox) in self.departures.values() {
-            let (done, left) = oneshot::channel();
-            let _ = inbox.send(departure::News::Leave(done));
-            leaving.push(left);
-        }
-        for (_, inbox) in self.arrivals.values() {
-            let (done, left) = oneshot::channel();
-            let _ = inbox.send(arrival::News::Leave(done));
-            leaving.push(left);
-        }
-        let _ = tokio::time::timeout(LEAVE, futures_util::future::join_all(leaving)).await;
-    }
-
     /// Every migration is asked at its own task, which may be busy for a while: nobody else waits for that.
     fn status(&self) -> impl Future<Output = Status> + use<> {
         let (host, mut asked) = (self.host.clone(), Vec::new());
@@ -539,81 +413,5 @@ impl Service {
             stdout: format!("the old path of VM {name} is being taken down\n"),
             stderr: String::new(),
         }
-    }
-
-    /// Goes on with what an earlier run left, and removes what none of its migrations needs: before anybody can ask for a
-    /// tunnel of the same name.
-    async fn resume(&mut self) {
-        if let Err(error) = self.host.wireguard.take_up().await {
-            tracing::warn!(error = story(&error), "cannot take up WireGuard where an earlier run left it");
-        }
-        let (mut needed, mut moving) = (BTreeSet::new(), BTreeSet::new());
-        for file in std::fs::read_dir(&self.host.state).into_iter().flatten().flatten() {
-            let path = file.path();
-            let name = file.file_name().to_string_lossy().into_owned();
-            let mut offer = None;
-            if name.starts_with("departure-") {
-                if let Ok(Some(saved)) = read_json::<departure::Saved>(&path) {
-                    offer = self.resume_departure(saved);
-                }
-            } else if name.starts_with("arrival-")
-                && let Ok(Some(saved)) = read_json::<arrival::Saved>(&path)
-            {
-                offer = self.resume_arrival(saved);
-            }
-            if let Some(offer) = offer {
-                needed.extend([offer.home.vni, offer.advance.vni]);
-                moving.insert(offer.vm);
-            }
-        }
-        // A way back that was over before it could be said.
-        let departing: BTreeSet<Uuid> = self.departures.values().map(|(vm, _)| *vm).collect();
-        for (_, inbox) in self.arrivals.values().filter(|(vm, _)| !departing.contains(vm)) {
-            let _ = inbox.send(arrival::News::Stays);
-        }
-        self.host.inventory.borrow_mut().release_all_but(&moving);
-        if moving.is_empty() {
-            self.host.streams.tidy().await;
-        }
-        if let Err(error) = self.host.wireguard.tidy().await {
-            tracing::warn!(error = story(&error), "cannot remove what an earlier run left of WireGuard");
-        }
-        let ours = self.host.tunnels.list_ours().await.unwrap_or_else(|error| {
-            tracing::warn!(error = story(&error), "cannot look for what an earlier run left");
-            Vec::new()
-        });
-        for vni in ours.into_iter().filter(|vni| !needed.contains(vni)) {
-            tracing::info!(vni, "removing a tunnel that an earlier run left");
-            if let Err(error) = self.host.tunnels.remove(vni).await {
-                tracing::warn!(error = story(&error), "left behind");
-            }
-        }
-    }
-
-    fn resume_departure(&mut self, mut saved: departure::Saved) -> Option<Offer> {
-        let offer = saved.machine.offer().cloned()?;
-        tracing::info!(vm = saved.vm.name, migration = %offer.migration, state = saved.machine.name(), "going on with a departure");
-        if let Some(theirs) = saved.wireguard {
-            self.host.wireguard.remember(&offer, &saved.peer, theirs, offer.underlay);
-        }
-        let (machine, orders) = saved.machine.handle(now(), lsm_protocol::source::Event::Restarted);
-        saved.machine = machine;
-        self.depart(&offer, saved, None, orders, None);
-        Some(offer)
-    }
-
-    fn resume_arrival(&mut self, mut saved: arrival::Saved) -> Option<Offer> {
-        let offer = saved.machine.offer().cloned()?;
-        tracing::info!(vm = saved.name, migration = %offer.migration, state = saved.machine.name(), "going on with an arrival");
-        if let Some(theirs) = saved.wireguard {
-            self.host.wireguard.remember(&offer, &saved.peer, theirs, saved.remote);
-        }
-        let (machine, orders) = saved.machine.handle(now(), lsm_protocol::destination::Event::Restarted);
-        saved.machine = machine;
-        let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
-        let admitted =
-            admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news, turn: None };
-        self.admitted(admitted);
-        Some(offer)
     }
 }
