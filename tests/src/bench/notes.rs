@@ -1,4 +1,4 @@
-//! What has been measured, on disk after each measurement.
+//! What has been measured, on disk after each measurement: in the tree, so that the tables can be checked and a run goes on.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

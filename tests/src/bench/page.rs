@@ -65,7 +65,7 @@ pub(super) fn head() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
         "# Results\n\nWritten by `sudo tests/bench`; no number here was written by hand. Medians, and smallest to largest \
-         in parentheses.\n\nLast written {} on Linux {}, {cpus} CPUs, {}, libvirt {}.\n",
+         in parentheses; each single measurement is in [docs/results/measured](docs/results/measured), from where a run goes on.\n\nLast written {} on Linux {}, {cpus} CPUs, {}, libvirt {}.\n",
         word("date", &["+%Y-%m-%d"]),
         word("uname", &["-r"]),
         word("qemu-system-x86_64", &["--version"]),

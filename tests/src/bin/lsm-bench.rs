@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     let Arguments { only, quick, minutes, fresh } = Arguments::parse();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let until = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-    let (kept, results) = (workspace.join("target/bench"), workspace.to_owned());
+    let kept = workspace.join(if quick { "target/bench" } else { "docs/results/measured" });
+    let results = workspace.to_owned();
     let options = BenchOptions { only, quick, until, fresh, kept, results };
     let terminal = std::io::stderr().is_terminal();
     let mut say = |what: &str, passing: bool| match (terminal, passing) {
