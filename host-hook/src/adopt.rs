@@ -51,7 +51,9 @@ pub fn adopt(arguments: &Arguments, active: Option<Mac>, config: &Path) -> Resul
     }
     println!("VM {vm} is adopted, in its persistent definition.");
     if is_running(vm) {
-        println!("It runs without that until it has been shut down and started: virsh shutdown {vm}; virsh start {vm}");
+        println!(
+            "It runs without that until it has been shut down and started: virsh shutdown {vm}, and when it is off, virsh start {vm}"
+        );
     }
     println!("In it: install lsm-guest. Then: lsm-hook check {vm}");
     Ok(())
