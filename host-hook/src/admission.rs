@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::{
     arrival::Saved,
     clock::now,
-    config::{self, Encrypt, Lan, Subnet},
+    config::{self, Lan, Subnet},
     domain::{Domain, DomainError, Plug, rewrite},
     hook::HookAnswer,
     host::{Host, SPARE_BRIDGE, vni},
@@ -31,8 +31,13 @@ const LOCATE: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 16;
 /// None waits for its turn longer than this: libvirt holds its lock on the VM meanwhile.
 const TURN: Duration = Duration::from_secs(60);
-/// Before the guest is waited for, an admission takes no longer than this.
-pub const LONGEST: Duration = TURN.saturating_add(LOCATE).saturating_add(Duration::from_millis(destination::ACCEPT));
+/// Before the guest is waited for, an admission takes no longer than this: its turn, where the VM is, how its connections
+/// stand, the ends of WireGuard, the tunnels' ends.
+pub const LONGEST: Duration = TURN
+    .saturating_add(LOCATE)
+    .saturating_add(Duration::from_millis(destination::FORESEE))
+    .saturating_add(LOCATE)
+    .saturating_add(Duration::from_millis(destination::ACCEPT));
 
 /// What becomes of the migration.
 pub enum Verdict {
@@ -185,10 +190,8 @@ pub async fn admit(
         (new, lan.bridge.clone(), (offer.join != Join::Never).then(|| lan_name.clone())),
     ];
     let waiting_xml = rewrite(xml, &plugs(host, &running, &places).await?)?;
-    let wireguard = match underlay.encrypt {
-        Encrypt::None => None,
-        Encrypt::Wireguard => Some(encrypt(host, &name, &peer, &mut news, migration).await?),
-    };
+    let wireguard =
+        if host.config.encrypts() { Some(encrypt(host, &name, &peer, &mut news, migration).await?) } else { None };
     let policy = Policy {
         unprepared: match policy.unprepared {
             config::Unprepared::Refuse => Unprepared::Refuse,

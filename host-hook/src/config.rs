@@ -275,6 +275,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Whether tunnels have to be inside WireGuard.
+    pub fn encrypts(&self) -> bool {
+        self.tunnel.is_some_and(|tunnel| tunnel.encrypt == Encrypt::Wireguard)
+    }
+
     /// Reads and checks the file.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use lsm_protocol::{Decline, Mac, MigrationId, Offer, TunnelId, Uuid};
 use crate::{
     admission::Door,
     claims::Claims,
-    config::{Config, Encrypt, Underlay},
+    config::{Config, Underlay},
     departure::Followed,
     divert::Fdb,
     inventory::Inventory,
@@ -99,11 +99,6 @@ impl Host {
             return Err(Decline::Mtu { needed: path.needed, available });
         }
         Ok((spec, path.needed, available))
-    }
-
-    /// Whether tunnels have to be inside WireGuard.
-    pub fn encrypts(&self) -> bool {
-        self.config.tunnel.is_some_and(|tunnel| tunnel.encrypt == Encrypt::Wireguard)
     }
 
     /// Before a migration's tunnels are built. `remote` is the other host's end.

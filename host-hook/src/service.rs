@@ -33,7 +33,7 @@ use crate::{
     admission::{self, Door},
     arrival::{self, Arrival},
     claims::Claims,
-    config::{Config, Encrypt},
+    config::Config,
     departure,
     divert::Fdb,
     filters, foresight,
@@ -89,7 +89,7 @@ pub async fn serve(config: &Path, directory: &Path) -> Result<(), Failure> {
     let config = Config::load(config)?;
     let unusable = |error| unusable(directory, &error);
     std::fs::create_dir_all(directory.join("migrations")).map_err(unusable)?;
-    if config.tunnel.is_some_and(|tunnel| tunnel.encrypt == Encrypt::Wireguard) {
+    if config.encrypts() {
         wireguard::supported()?;
     }
     let identity = Identity::load(&config.tls)?;

@@ -41,7 +41,7 @@ impl Service {
             return;
         }
         tokio::task::spawn_local(async move {
-            let why = if host.encrypts() {
+            let why = if host.config.encrypts() {
                 let told = host.wireguard.begin(migration, &name).await;
                 match told.and_then(|ours| host.wireguard.hear(migration, theirs).map(|()| ours)) {
                     Ok(end) => {
@@ -94,7 +94,7 @@ impl Service {
             )));
         }
         let wireguard = self.host.wireguard.theirs(migration);
-        if self.host.encrypts() && wireguard.is_none() {
+        if self.host.config.encrypts() && wireguard.is_none() {
             return decline(Decline::Tunnel(format!(
                 "encrypt = \"wireguard\" under [tunnel] in host.toml at {}, and {name} offers tunnels that are not encrypted; set encrypt alike on both hosts (an older lsm-hook knows no such key)",
                 self.host.config.name

@@ -1,6 +1,6 @@
 //! A migration's own connection that hangs. QEMU sends the last of a VM's memory under a lock that its monitor needs too:
 //! where the network dies then, it waits for TCP to give up, a quarter of an hour, and neither libvirt nor the operator
-//! can call the migration off (seen with QEMU 7.2 and 10.0). The kernel can: what writes to a connection that it ends is
+//! can call the migration off (seen with QEMU 10.0). The kernel can: what writes to a connection that it ends is
 //! told so, the migration has failed, and the VM runs on where it is.
 
 use std::{
