@@ -97,8 +97,8 @@ const CID: u32 = 4;
 
 /// The VM's programs run by then.
 const PROGRAMS: Duration = Duration::from_secs(30);
-/// The same where systemd starts them.
-const DISTRIBUTION: Duration = Duration::from_secs(120);
+/// The same where systemd starts them, perhaps after an installation, on a busy machine.
+const DISTRIBUTION: Duration = Duration::from_secs(360);
 
 /// How the VM starts its agent: as the unit has it.
 const AGENT: &str = "chrt -r 20 /bin/lsm-guest run";
@@ -256,9 +256,12 @@ impl Stage {
             if options.agent { " && test -S /run/lsm/guest.sock" } else { "" }
         );
         let up = if whole { format!("{up} && ip -4 route show default | grep -q eth0") } else { up };
+        // A question costs an emulated CPU a good part of what it has.
+        let up = if whole { format!("{up} || {{ sleep 1; false; }}") } else { up };
         wait_for("the VM's programs", if whole { DISTRIBUTION } else { PROGRAMS }, || {
             guest.exec(&up).ok().filter(|outcome| outcome.status == 0).map(drop)
-        })?;
+        })
+        .map_err(|error| LabError::Other(format!("{error}\nIts console:\n{}", guest.console())))?;
         told(&format!("booted the VM in {} ({})", sites[0].name(), if kvm { "KVM" } else { "emulation" }));
         Ok(Stage { guest, services, vsock, sites, hook, lans, _lab: lab, topology })
     }
