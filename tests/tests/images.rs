@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -16,8 +17,9 @@ use lsm_tests::{
     stage::{Stage, StageOptions, lacking},
 };
 
-fn lacking_tools() -> bool {
-    let tools = needs::missing(&["/usr/bin/dpkg-deb", "/sbin/mke2fs", "/sbin/debugfs"], "run tests/install --tests");
+fn lacking_tools(more: &[&str]) -> bool {
+    let tools = [&["/usr/bin/dpkg-deb", "/sbin/mke2fs", "/sbin/debugfs"], more].concat();
+    let tools = needs::missing(&tools, "run tests/install --tests");
     lacking() || needs::lacking(tools.or_else(|| distribution::disk().err().map(|error| error.to_string())))
 }
 
@@ -34,6 +36,46 @@ fn debootstrap(packages: &Packages) -> PathBuf {
     // The root filesystem has cloud-init, and the recipe its opt-out.
     assert!(said.contains("configures the network at an instance's first boot, and not again"), "{said}");
     image
+}
+
+/// A disk with cloud-init, which hears at its first boot what the recipe says.
+fn cloud_init(packages: &Packages) -> PathBuf {
+    let image = packages.directory().join("image.ext4");
+    let recipe = fs::read_to_string(sources().join("packaging/images/cloud-init/user-data")).unwrap();
+    let write = |name: &str, text: &str| fs::write(packages.directory().join(name), text).unwrap();
+    write("user-data", &recipe.replace("PACKAGE_URL", "file:///lsm-guest.deb"));
+    write("meta-data", "instance-id: lab\n");
+    write("network-config", "version: 2\nethernets:\n  eth0: {dhcp4: true}\n");
+    write("lab.cfg", CLOUD_CFG);
+    write("debugfs", SEED);
+    // debugfs succeeds whatever becomes of its commands, and repeats each; what else it says in letters is an error.
+    let script = "cp --sparse=always \"$0\" image.ext4 && cp lsm-guest_*.deb lsm-guest.deb && \
+                  debugfs -w -f debugfs image.ext4 >said 2>&1 && ! grep -v -e '^debugfs' -e '^Allocated inode: ' -e '^$' said >&2";
+    let mut put = Command::new("sh");
+    run(put.current_dir(packages.directory()).args(["-euc", script]).arg(distribution::disk().unwrap())).unwrap();
+    image
+}
+
+/// With its connections, the agent being there by the recipe alone.
+fn moves_there(stage: &Stage) -> Result<()> {
+    eprintln!("{}", stage.guest.must("lsm-guest check")?);
+    move_with_connections(stage, "dallas")
+}
+
+/// Where cloud-init was told to leave the spare alone, it says so.
+fn moves_with_cloud_init(stage: &Stage) -> Result<()> {
+    stage.guest.must("lsm-guest check | grep -E '^good +cloud-init +configures no network$'")?;
+    moves_there(stage)
+}
+
+/// The recipe's, made a disk of: what else would boot it is its boot loader, not the lab.
+fn mkosi(packages: &Packages) -> PathBuf {
+    let (sources, mut recipe) = (sources().canonicalize().unwrap(), Command::new("sh"));
+    recipe.current_dir(packages.directory()).args(["-euc", MKOSI]).arg(sources.join("packaging/images/mkosi"));
+    let said = run(recipe.arg(sources.join("tests/cache"))).unwrap();
+    // "lsm-guest check --bake", by the recipe's own script.
+    assert!(said.contains("lsm-guest.service is enabled") && !said.contains("BAD"), "{said}");
+    packages.directory().join("image.ext4")
 }
 
 /// As it was built: agent, units, bus policy and network are the image's.
@@ -89,18 +131,81 @@ const NEXT: &str = "/next.deb";
 const CONFINED: &str = "grep -qx 'lsm-guest (enforce)' /proc/$(systemctl show -P MainPID lsm-guest)/attr/current";
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// Of cloud-init's modules those that the recipe has work for: under emulation each takes its time.
+const CLOUD_CFG: &str = "datasource_list: [NoCloud]
+system_info: {network: {renderers: [networkd]}}
+cloud_init_modules: [bootcmd]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [scripts-user]
+";
+
+/// Where cloud-init's data source and the package are on its disk, and that both cloud-init and networkd run.
+const SEED: &str = "mkdir /var/lib/cloud
+mkdir /var/lib/cloud/seed
+mkdir /var/lib/cloud/seed/nocloud
+write user-data /var/lib/cloud/seed/nocloud/user-data
+write meta-data /var/lib/cloud/seed/nocloud/meta-data
+write network-config /var/lib/cloud/seed/nocloud/network-config
+write lab.cfg /etc/cloud/cloud.cfg.d/10-lab.cfg
+write lsm-guest.deb /lsm-guest.deb
+rm /etc/systemd/system-generators/cloud-init-generator
+symlink /etc/systemd/system/multi-user.target.wants/systemd-networkd.service /lib/systemd/system/systemd-networkd.service
+";
+
+const MKOSI_ITSELF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cache/tools/mkosi");
+
+/// The recipe in $0, a package, the machine's Debian mirrors and what was fetched from them before, in the cache $1. For a
+/// directory without a boot loader nobody needs an initramfs of its own either.
+const MKOSI: &str = r#"
+cp -r "$0" recipe
+mkdir recipe/mkosi.packages
+cp lsm-guest_*.deb recipe/mkosi.packages/
+mkdir -p apt/etc/apt/sources.list.d apt/etc/apt/apt.conf.d "$1/packages"
+: >apt/etc/apt/sources.list.d/mkosi.sources
+grep -v backports "$1/apt/sources.list" >apt/etc/apt/sources.list.d/lab.list
+echo 'Acquire::Languages "none";' >apt/etc/apt/apt.conf.d/lab
+cd recipe
+PYTHONPATH=$1/tools/mkosi/usr/lib/python3/dist-packages python3 -m mkosi --format=directory --bootable=no --environment=INITRD=No \
+    --package-manager-tree=../apt:/ --package-cache-dir="$1/packages" --workspace-dir=.. --output-dir=.. build 2>&1
+cd ..
+mke2fs -q -t ext4 -d lsm-vm image.ext4 $(($(du -s -BM lsm-vm | cut -f1 | tr -d M) * 13 / 10 + 64))M
+"#;
+
 #[test]
 fn debootstrap_s_image_boots_moves_and_is_upgraded_meanwhile() {
-    if lacking_tools() {
+    if lacking_tools(&[]) {
         return;
     }
     let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
     let disk = debootstrap(&packages);
     put_next(&packages, &disk);
+    boots(disk, moves);
+}
+
+#[test]
+fn mkosi_s_image_boots_and_moves() {
+    if lacking_tools(&[MKOSI_ITSELF, "/usr/bin/bwrap", "/usr/bin/reprepro"]) {
+        return;
+    }
+    let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
+    boots(mkosi(&packages), moves_there);
+}
+
+#[test]
+fn a_vm_that_cloud_init_has_installed_the_agent_in_moves() {
+    if lacking_tools(&[]) {
+        return;
+    }
+    let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
+    boots(cloud_init(&packages), moves_with_cloud_init);
+}
+
+/// Has the lab boot it, and do that.
+fn boots(disk: PathBuf, then: fn(&Stage) -> Result<()>) {
     let disk = Some(disk);
     let options = StageOptions { disk, memory_mib: 512, policy: POLICY.into(), ..StageOptions::default() };
     let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
-    if let Err(error) = moves(&stage) {
+    if let Err(error) = then(&stage) {
         let ask = "journalctl --no-pager -o short-monotonic | tail -100; ip addr; ip rule; lsm-guest check";
         let guest = stage.guest.exec(ask).map(|outcome| outcome.stdout).unwrap_or_default();
         let logs = ["montreal", "dallas"].map(|site| stage.log(site)).join("\n----\n");
