@@ -6,6 +6,11 @@ in_debian test -L /etc/systemd/system/sysinit.target.wants/lsm-guest-force.servi
 in_debian test ! -e /etc/systemd/system/sysinit.target.wants/lsm-client.service
 in_debian lsm-guest check --bake
 in_debian systemctl --quiet disable lsm-guest
+# As image builders do, and a first boot.
+in_debian systemctl --quiet preset lsm-guest lsm-guest-force lsm-client
+in_debian test ! -e /etc/systemd/system/sysinit.target.wants/lsm-client.service
+in_debian lsm-guest check --bake
+in_debian systemctl --quiet disable lsm-guest
 must_fail in_debian lsm-guest check --bake
 in_debian systemctl --quiet enable lsm-guest
 

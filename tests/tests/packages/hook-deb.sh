@@ -2,7 +2,10 @@
 said=$(in_debian sh -c "dpkg --force-depends --install /mnt/lsm-hook_*.deb")
 grep -q 'libvirtd was not restarted' <<<"$said"
 grep -q 'systemctl restart libvirtd' <<<"$said"
+# As image builders do, and a first boot.
+in_debian systemctl --quiet preset lsm-hook.socket lsm-hook.service
 in_debian test ! -e /etc/systemd/system/sockets.target.wants/lsm-hook.socket
+in_debian test ! -e /etc/systemd/system/multi-user.target.wants/lsm-hook.service
 
 # A VM that is none of LSM's, and one whose host has no service, start all the same.
 call() { in_debian /etc/libvirt/hooks/qemu.d/lsm vm "$1" begin -; }
