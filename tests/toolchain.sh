@@ -29,11 +29,11 @@ need_cargo() {
     command -v cargo >/dev/null || die "no cargo in $PATH; install Rust 1.89 or later (https://rustup.rs) for $builder"
 }
 
-# What the agent of the packages is compiled for: agent_target MACHINE. With musl, where Rust has it for this machine
+# What the agent of the packages is compiled for: agent_target MACHINE. With musl, where Rust has it for that machine
 # ("rustup target add"): glibc, linked statically, brings locales and a resolver along, a sixth of the program.
 agent_target() {
     local musl=$1-unknown-linux-musl
-    if [ "$1" = "$(uname -m)" ] && [ -d "$(rustc --print target-libdir --target "$musl")" ]; then
+    if [ -d "$(rustc --print target-libdir --target "$musl")" ]; then
         echo "$musl"
     else
         echo "$1-unknown-linux-gnu"
