@@ -38,22 +38,26 @@ fn debootstrap(packages: &Packages) -> PathBuf {
     image
 }
 
+/// The lab's root filesystem with networkd, and what these commands of debugfs put into it.
+fn disk_with(packages: &Packages, commands: &str) -> PathBuf {
+    fs::write(packages.directory().join("debugfs"), format!("{NETWORKD}{commands}")).unwrap();
+    // debugfs succeeds whatever becomes of its commands, and repeats each; what else it says in letters is an error.
+    let script = "cp --sparse=always \"$0\" image.ext4 && cp lsm-guest_*.deb lsm-guest.deb && \
+                  debugfs -w -f debugfs image.ext4 >said 2>&1 && ! grep -v -e '^debugfs' -e '^Allocated inode: ' -e '^$' said >&2";
+    let mut put = Command::new("sh");
+    run(put.current_dir(packages.directory()).args(["-euc", script]).arg(distribution::disk().unwrap())).unwrap();
+    packages.directory().join("image.ext4")
+}
+
 /// A disk with cloud-init, which hears at its first boot what the recipe says.
 fn cloud_init(packages: &Packages) -> PathBuf {
-    let image = packages.directory().join("image.ext4");
     let recipe = fs::read_to_string(sources().join("packaging/images/cloud-init/user-data")).unwrap();
     let write = |name: &str, text: &str| fs::write(packages.directory().join(name), text).unwrap();
     write("user-data", &recipe.replace("PACKAGE_URL", "file:///lsm-guest.deb"));
     write("meta-data", "instance-id: lab\n");
     write("network-config", "version: 2\nethernets:\n  eth0: {dhcp4: true}\n");
     write("lab.cfg", CLOUD_CFG);
-    write("debugfs", SEED);
-    // debugfs succeeds whatever becomes of its commands, and repeats each; what else it says in letters is an error.
-    let script = "cp --sparse=always \"$0\" image.ext4 && cp lsm-guest_*.deb lsm-guest.deb && \
-                  debugfs -w -f debugfs image.ext4 >said 2>&1 && ! grep -v -e '^debugfs' -e '^Allocated inode: ' -e '^$' said >&2";
-    let mut put = Command::new("sh");
-    run(put.current_dir(packages.directory()).args(["-euc", script]).arg(distribution::disk().unwrap())).unwrap();
-    image
+    disk_with(packages, SEED)
 }
 
 /// With its connections, the agent being there by the recipe alone.
@@ -76,6 +80,25 @@ fn mkosi(packages: &Packages) -> PathBuf {
     // "lsm-guest check --bake", by the recipe's own script.
     assert!(said.contains("lsm-guest.service is enabled") && !said.contains("BAD"), "{said}");
     packages.directory().join("image.ext4")
+}
+
+/// The recipe's, from the lab's root filesystem with a network instead of a cloud's image.
+fn virt_customize(packages: &Packages) -> PathBuf {
+    fs::write(packages.directory().join("first.network"), FIRST_CARD).unwrap();
+    let image = disk_with(packages, "write first.network /etc/systemd/network/50-first.network\n");
+    let (sources, mut recipe) = (sources().canonicalize().unwrap(), Command::new("unshare"));
+    recipe.current_dir(packages.directory()).args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-euc",
+        VIRT_CUSTOMIZE,
+    ]);
+    recipe.arg(sources.join("packaging/images/virt-customize/build")).arg(sources.join("tests/cache/kernels"));
+    let said = run(recipe.arg(&image)).unwrap();
+    assert!(said.ends_with("machine-id:\n"), "the VMs made of it would have one machine ID: {said}");
+    image
 }
 
 /// As it was built: agent, units, bus policy and network are the image's.
@@ -139,7 +162,11 @@ cloud_config_modules: [runcmd]
 cloud_final_modules: [scripts-user]
 ";
 
-/// Where cloud-init's data source and the package are on its disk, and that both cloud-init and networkd run.
+const NETWORKD: &str = "symlink /etc/systemd/system/multi-user.target.wants/systemd-networkd.service /lib/systemd/system/systemd-networkd.service\n";
+
+const FIRST_CARD: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=yes\n";
+
+/// Where cloud-init's data source and the package are on its disk, and that cloud-init runs.
 const SEED: &str = "mkdir /var/lib/cloud
 mkdir /var/lib/cloud/seed
 mkdir /var/lib/cloud/seed/nocloud
@@ -149,7 +176,6 @@ write network-config /var/lib/cloud/seed/nocloud/network-config
 write lab.cfg /etc/cloud/cloud.cfg.d/10-lab.cfg
 write lsm-guest.deb /lsm-guest.deb
 rm /etc/systemd/system-generators/cloud-init-generator
-symlink /etc/systemd/system/multi-user.target.wants/systemd-networkd.service /lib/systemd/system/systemd-networkd.service
 ";
 
 const MKOSI_ITSELF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cache/tools/mkosi");
@@ -171,6 +197,23 @@ cd ..
 mke2fs -q -t ext4 -d lsm-vm image.ext4 $(($(du -s -BM lsm-vm | cut -f1 | tr -d M) * 13 / 10 + 64))M
 "#;
 
+/// The recipe in $0, on the disk $2. libguestfs's own VM has a kernel of the cache $1, since this machine may have
+/// none, and no KVM, which may run no such kernel. What builds it wants the modules where they are on a machine.
+const VIRT_CUSTOMIZE: &str = r#"
+kernel=$(ls -d "$1"/6.12* | tail -1)
+release=${kernel##*/}
+mkdir own
+mount -t tmpfs tmpfs own
+mkdir -p own/work own/lib/modules
+cp -r "$kernel/modules" "own/lib/modules/$release"
+mount -t overlay overlay -o "lowerdir=/usr/lib,upperdir=own/lib,workdir=own/work" /usr/lib
+depmod "$release"
+env SUPERMIN_KERNEL="$kernel/vmlinuz" SUPERMIN_KERNEL_VERSION="$release" SUPERMIN_MODULES="/usr/lib/modules/$release" \
+    LIBGUESTFS_BACKEND=direct LIBGUESTFS_BACKEND_SETTINGS=force_tcg LIBGUESTFS_CACHEDIR="$PWD" \
+    "$0" "$2" lsm-guest_*.deb 2>&1
+echo "machine-id:$(debugfs -R 'cat /etc/machine-id' "$2" 2>/dev/null)"
+"#;
+
 #[test]
 fn debootstrap_s_image_boots_moves_and_is_upgraded_meanwhile() {
     if lacking_tools(&[]) {
@@ -189,6 +232,15 @@ fn mkosi_s_image_boots_and_moves() {
     }
     let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
     boots(mkosi(&packages), moves_there);
+}
+
+#[test]
+fn virt_customize_s_image_boots_and_moves() {
+    if lacking_tools(&["/usr/bin/virt-customize"]) {
+        return;
+    }
+    let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
+    boots(virt_customize(&packages), moves_there);
 }
 
 #[test]
