@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lsm_protocol::{Refusal, Side};
 
 use crate::{
-    connections::Snapshot,
+    connections::{Connection, Snapshot},
     invitation::{self, Doors},
     kernel::Kernel,
     mptcp::{Endpoint, Flags, Which},
@@ -129,6 +129,26 @@ pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<
         kernel.path_manager.delete(endpoint.id, endpoint.address).map_err(refuse)?;
     }
     Ok(())
+}
+
+/// Whether connections have a subflow of either side: once the old address is withdrawn, those are who was opened to it since
+/// then, and has joined the new one.
+pub fn has_late_comers(kernel: &mut Kernel, record: &Record) -> Result<bool, Refusal> {
+    let Some(paths) = record.paths() else { return Ok(false) };
+    let snapshot = kernel.diag.snapshot().map_err(refuse)?;
+    let has = |connection: &Connection, side| {
+        let side = paths.side(side);
+        connection.subflows.iter().any(|subflow| subflow.established && side.carries(subflow.local.ip()))
+    };
+    Ok(snapshot.connections.iter().any(|connection| has(connection, Side::Old) && has(connection, Side::New)))
+}
+
+/// Withdraws the old addresses from them too: the kernel closes a first subflow by an endpoint that covers its address only.
+/// Left where nothing answers, it would be found when the VM comes back there, counted as joined, and stalled.
+pub fn withdraw_from_late_comers(kernel: &mut Kernel, record: &mut Record) -> Result<(), Refusal> {
+    let Some(paths) = record.paths() else { return Ok(()) };
+    cover(kernel, record, paths)?;
+    withdraw(kernel, record, Side::Old)
 }
 
 /// Adds the endpoints that cover the old addresses. They stay when a migration is aborted after a flip: deleting them would

@@ -74,7 +74,7 @@ impl Daemon {
                 } else if step == Step::ProbeGateway {
                     self.probe_gateway();
                     None
-                } else if step == Step::ReleaseOld && self.release.put_off(self.old_is_owned()) {
+                } else if step == Step::ReleaseOld && self.release_is_put_off() {
                     None
                 } else {
                     Some(self.do_step(step).await)
@@ -118,13 +118,13 @@ impl Daemon {
     }
 
     /// A network manager of the VM has the old vNIC.
-    fn old_is_owned(&self) -> bool {
+    pub(super) fn old_is_owned(&self) -> bool {
         let old = self.record.guest.plan().map(|plan| plan.old);
         self.record.obtained.iter().any(|kept| Some(kept.card.mac) == old && kept.owner != Owner::Nobody)
     }
 
     /// Of the old addresses, while they are withdrawn. It is a favour to peers: where it cannot be done, the move goes on.
-    fn hold_farewell(&mut self) {
+    pub(super) fn hold_farewell(&mut self) {
         let Some(paths) = self.record.paths() else { return };
         match Farewell::hold(&paths.old.addresses().all()) {
             Ok(farewell) => {

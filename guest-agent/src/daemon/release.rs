@@ -13,7 +13,7 @@ use lsm_protocol::guest::Step;
 use tokio::time::Instant;
 
 use super::Daemon;
-use crate::path;
+use crate::{endpoints, path};
 
 /// From the arrival on. Three times as long as QEMU speaks: a busy VM hears it late.
 const ANNOUNCING: Duration = Duration::from_millis(2_500);
@@ -93,6 +93,21 @@ impl Release {
 }
 
 impl Daemon {
+    /// Whether somebody needs the old path for a moment yet: it is released then.
+    pub(super) fn release_is_put_off(&mut self) -> bool {
+        match endpoints::has_late_comers(&mut self.kernel, &self.record) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.hold_farewell();
+                if let Err(error) = endpoints::withdraw_from_late_comers(&mut self.kernel, &mut self.record) {
+                    tracing::warn!(%error, "connections that were opened to the old address keep a subflow there");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot see who has come to the old address since it was withdrawn"),
+        }
+        self.release.put_off(self.old_is_owned())
+    }
+
     /// What [`Release`] has put off.
     pub(super) async fn release_old(&mut self) {
         self.release.done();

@@ -90,7 +90,7 @@ impl Drop for Hands {
 }
 
 /// Both directions get on since now.
-fn gets_on(what: &str, talkers: &[&(Talker, Talker)]) {
+pub(crate) fn gets_on(what: &str, talkers: &[&(Talker, Talker)]) {
     let data = || talkers.iter().map(|(ours, theirs)| ours.received().min(theirs.received())).min().unwrap();
     let start = data();
     until(what, || (data() > start + 10_000).then_some(()));

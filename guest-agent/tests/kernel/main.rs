@@ -14,6 +14,7 @@ mod everyone;
 mod fallback;
 mod families;
 mod farewell;
+mod late;
 mod leaving;
 mod obtained;
 mod obtaining;
