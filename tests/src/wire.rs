@@ -6,7 +6,10 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -55,6 +58,8 @@ pub struct Wire {
     process: Mutex<Process>,
     ends: [(String, String); 2],
     queue: Duration,
+    /// The largest bucket that there was, in bytes.
+    burst: AtomicU64,
 }
 
 impl Wire {
@@ -89,7 +94,7 @@ impl Wire {
             end.ns.ip(&format!("link set dev {} mtu {} txqueuelen 10000 up", end.interface, options.mtu))?;
         }
         let ends = [a, b].map(|end| (end.ns.name().to_owned(), end.interface.to_owned()));
-        let wire = Wire { process: Mutex::new(process), ends, queue: options.queue };
+        let wire = Wire { process: Mutex::new(process), ends, queue: options.queue, burst: AtomicU64::new(0) };
         if let Some(rate) = options.rate_mbit {
             wire.set_rate(rate)?;
         }
@@ -103,8 +108,10 @@ impl Wire {
     pub fn set_rate(&self, mbit: u32) -> Result<()> {
         let bytes_per_ms = u64::from(mbit) * 125;
         let queue = u64::try_from(self.queue.as_millis()).unwrap_or(u64::MAX).saturating_mul(bytes_per_ms);
-        // One millisecond's worth, but not less than a jumbo frame.
+        // One millisecond's worth, but not less than a jumbo frame; nor less than before: a frame that waits already, and is
+        // larger than the bucket has become, would wait for ever, and all others behind it.
         let burst = bytes_per_ms.max(16_000);
+        let burst = self.burst.fetch_max(burst, Ordering::Relaxed).max(burst);
         for (ns, interface) in &self.ends {
             let limit = queue.max(2 * burst);
             let rule = format!("qdisc replace dev {interface} root tbf rate {mbit}mbit burst {burst} limit {limit}");
