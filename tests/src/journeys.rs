@@ -13,7 +13,7 @@ use crate::{
     shell::{LabError, Result, program, run},
     stage::{Stage, StageOptions, TCP, UDP},
     topology::{SiteLinks, TopologyOptions},
-    traffic::{ClientOptions, ClientProcess, Log, Nanos, TrafficError, chain},
+    traffic::{ClientOptions, ClientProcess, Connection, Log, Nanos, Subflow, TrafficError, chain, subflows, token_of},
 };
 
 /// The site where the VM begins, and the one that it goes to.
@@ -50,8 +50,11 @@ pub struct Distances {
 pub struct Seen {
     /// Before the move, from its beginning to the arrival, and well after that.
     pub mbit: [f64; 3],
-    /// Without the bulk, before and after.
+    /// Without the bulk, before and after: as a program has it.
     pub rtt: [f64; 2],
+    /// The same as the client's TCP measures it (`ss`): without the programs at both ends.
+    #[serde(default)]
+    pub tcp_rtt: Option<[f64; 2]>,
     pub pause: f64,
     /// From the beginning of the move.
     pub throughput: Vec<(f64, f64)>,
@@ -148,10 +151,13 @@ impl Journeys {
     pub fn away(&self) -> Result<Seen> {
         let address = address(&self.stage)?;
         let slow = ClientOptions { connections: 1, period: Duration::from_secs(1), ..none(address) };
-        let mut bulk = self.client(&ClientOptions { probe: Duration::from_secs(3600), ..slow.clone() })?;
-        let probe = self.client(&ClientOptions { listen: 5004, ..slow })?;
+        let (mut bulk, _) = self.client(&ClientOptions { probe: Duration::from_secs(3600), ..slow.clone() })?;
+        let (probe, opened) = self.client(&ClientOptions { listen: 5004, ..slow })?;
         let calm = timeline::now();
         thread::sleep(CALM);
+        let known = subflows(self.stage.topology.ns("client").command("ss")).map_err(lab)?;
+        let token = opened.first().and_then(|connection| token_of(connection, &known));
+        let tcp_rtt = tcp_rtt(&known, token);
         let begun = timeline::now();
         bulk.begin_bulk(BULK).map_err(lab)?;
         thread::sleep(BULK_BEFORE);
@@ -159,6 +165,8 @@ impl Journeys {
         let ended = bulk.end_bulk(BULK).map_err(lab)?.until;
         let quiet = timeline::now();
         thread::sleep(CALM);
+        let known = subflows(self.stage.topology.ns("client").command("ss")).map_err(lab)?;
+        let tcp_rtt = tcp_rtt.zip(self::tcp_rtt(&known, token)).map(<[f64; 2]>::from);
         let (bulk, probe) = (bulk.stop().map_err(lab)?, probe.stop().map_err(lab)?);
         self.home()?;
         for log in [&bulk, &probe] {
@@ -193,6 +201,7 @@ impl Journeys {
         Ok(Seen {
             mbit: [rate(begun + SECOND, started), rate(started, resumed), rate(resumed + STEADY, ended)],
             rtt: [rtt(calm)?, rtt(quiet)?],
+            tcp_rtt,
             pause: milliseconds(resumed.saturating_sub(stopped)),
             throughput: since(throughput(&bulk, shown, SECOND / 10)),
             rtts: since(rtt_series(&probe, shown)),
@@ -205,8 +214,10 @@ impl Journeys {
     /// Whatever failed, in its own words.
     pub fn datagrams(&self) -> Result<Silence> {
         let address = address(&self.stage)?;
-        // A plain connection keeps the old address alive beyond the end of the move.
-        let mut client = self.client(&ClientOptions { udp: Some(UDP), plain: 1, ..none(address) })?;
+        // A plain connection keeps the old address alive beyond the end of the move; it has next to nothing to say, or the
+        // emulated VM would have its backlog to read before the datagrams.
+        let plain = ClientOptions { plain: 1, period: Duration::from_secs(1), ..none(address) };
+        let (mut client, _) = self.client(&ClientOptions { udp: Some(UDP), ..plain })?;
         thread::sleep(Duration::from_secs(1));
         let to = if self.stage.guest.site()?.name() == HOME { AWAY } else { HOME };
         let moments = self.go(to)?;
@@ -245,13 +256,13 @@ impl Journeys {
         self.stage.settled(SETTLE)
     }
 
-    fn client(&self, options: &ClientOptions) -> Result<ClientProcess> {
+    fn client(&self, options: &ClientOptions) -> Result<(ClientProcess, Vec<Connection>)> {
         let mut command = self.stage.topology.ns("client").command("chrt");
         command.args(["-f", "10"]).arg(program("lsm-traffic")?);
         let mut client = ClientProcess::spawn(command, options).map_err(lab)?;
-        client.ready(READY).map_err(lab)?;
+        let opened = client.ready(READY).map_err(lab)?;
         client.start().map_err(lab)?;
-        Ok(client)
+        Ok((client, opened))
     }
 }
 
@@ -268,6 +279,11 @@ fn policy(mode: Mode) -> String {
 /// Neither connections nor datagrams.
 fn none(address: IpAddr) -> ClientOptions {
     ClientOptions { tcp: TCP, udp: None, connections: 0, accept: 0, plain: 0, ..ClientOptions::new(address) }
+}
+
+/// Of the subflow that the connection of this name uses now.
+fn tcp_rtt(known: &[Subflow], token: Option<u32>) -> Option<f64> {
+    known.iter().find(|subflow| subflow.token == token && !subflow.backup)?.rtt_ms
 }
 
 fn whole(log: &Log) -> Result<()> {

@@ -88,7 +88,8 @@ fn show(notes: &Notes, page: &mut Page) {
          78 ms, Montreal to Dallas 38, Dallas to San Jose 44, as [published](https://wonderproxy.com/blog/miles-per-milisecond/) \
          for New York, Dallas and Fremont, the nearest cities there; 0.5 ms inside San Jose. All links 200 Mbit/s, 400 between the sites. One \
          connection over which the VM sends what the client's window allows (a buffer of {} KiB), another with a probe each \
-         20 ms for the round trip, without the first. *After* begins a second after the arrival. Tunnel only is what there \
+         20 ms for the round trip as a program has it, without the first: the emulated VM's own time for an answer is in it, and not in \
+         that of the client's TCP (`ss`). *After* begins a second after the arrival. Tunnel only is what there \
          is without LSM's new address.",
         CLIENT_BUFFER >> 10
     ));
@@ -102,8 +103,12 @@ fn show(notes: &Notes, page: &mut Page) {
             Some(ours? / theirs?)
         };
         let times = beside(&|seen| seen.mbit[2]).map_or_else(String::new, |times| format!("{times:.1}"));
-        let change =
-            beside(&|seen| seen.rtt[1]).map_or_else(String::new, |part| format!("{:+.1} %", 100.0 * (part - 1.0)));
+        let percent =
+            |part: Option<f64>| part.map_or_else(String::new, |part| format!("{:+.1} %", 100.0 * (part - 1.0)));
+        let change = percent(beside(&|seen| seen.rtt[1]));
+        let tcp = |at: usize| tcp_rtts(&seen, at);
+        let tcp_change = median(&tcp(1)).zip(median(&tcp_rtts(&tunnel, 1)));
+        let tcp_change = percent(tcp_change.map(|(ours, theirs)| ours / theirs));
         rows.push(vec![
             key(journey, mode),
             seen.len().to_string(),
@@ -114,6 +119,9 @@ fn show(notes: &Notes, page: &mut Page) {
             spread(&of(&|seen| seen.rtt[0]), 1),
             spread(&of(&|seen| seen.rtt[1]), 1),
             change,
+            spread(&tcp(0), 1),
+            spread(&tcp(1), 1),
+            tcp_change,
             spread(&of(&|seen| seen.pause), 0),
         ]);
     }
@@ -125,6 +133,9 @@ fn show(notes: &Notes, page: &mut Page) {
         "after",
         "times tunnel only",
         "round trip before, ms",
+        "after",
+        "to tunnel only",
+        "TCP's round trip before, ms",
         "after",
         "to tunnel only",
         "pause, ms",
@@ -143,6 +154,11 @@ fn show(notes: &Notes, page: &mut Page) {
             page.plot(&Plot { title: &title, across: "seconds since the beginning of the move", up, curves });
         }
     }
+}
+
+/// Before, or after: of the moves where it was looked at.
+fn tcp_rtts(seen: &[Seen], at: usize) -> Vec<f64> {
+    seen.iter().filter_map(|seen| seen.tcp_rtt).map(|rtts| rtts[at]).collect()
 }
 
 /// The move with the middle throughput afterwards.

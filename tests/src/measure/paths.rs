@@ -96,7 +96,13 @@ mod tests {
     use super::*;
 
     fn subflow(vm: &str, token: u32) -> Subflow {
-        Subflow { local: CLIENT.parse().unwrap(), remote: vm.parse().unwrap(), token: Some(token), backup: false }
+        Subflow {
+            local: CLIENT.parse().unwrap(),
+            remote: vm.parse().unwrap(),
+            token: Some(token),
+            backup: false,
+            rtt_ms: None,
+        }
     }
 
     fn direct(frames: &[Frame], window: Window) -> Option<bool> {

@@ -8,7 +8,7 @@ use super::TrafficError;
 use super::log::Connection;
 
 /// One TCP socket of the namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Subflow {
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -16,6 +16,8 @@ pub struct Subflow {
     pub token: Option<u32>,
     /// Whether the other end asked for this subflow to be a backup, or this end did.
     pub backup: bool,
+    /// TCP's smoothed round trip, in milliseconds.
+    pub rtt_ms: Option<f64>,
 }
 
 /// All established TCP sockets where `command` runs. It must run `ss`, such as `ip netns exec client ss`.
@@ -61,7 +63,10 @@ fn parse(line: &str) -> Option<Subflow> {
         u32::from_str_radix(local.split('(').next()?, 16).ok()
     });
     let flags = after.iter().find_map(|word| word.strip_prefix("flags:")).unwrap_or("");
-    Some(Subflow { local, remote, token, backup: flags.contains(['b', 'B']) })
+    // rtt:0.614/0.31: smoothed, and its variation.
+    let rtt = words.iter().find_map(|word| word.strip_prefix("rtt:"));
+    let rtt_ms = rtt.and_then(|rtt| rtt.split('/').next()?.parse().ok());
+    Some(Subflow { local, remote, token, backup: flags.contains(['b', 'B']), rtt_ms })
 }
 
 fn address(text: &str) -> Option<SocketAddr> {
