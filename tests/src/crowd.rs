@@ -118,7 +118,8 @@ pub fn run_watched(hook: &Path, wireguard: bool) -> Result<Seen> {
         if wireguard {
             [from, to].into_iter().try_for_each(|host| host.has_its_own())?;
         }
-        watch.stop()
+        let confined = [from, to].into_iter().filter(|host| host.is_confined()).count();
+        Ok(Seen { confined, ..watch.stop()? })
     })
 }
 

@@ -1,8 +1,9 @@
-//! Tunnels inside WireGuard, in a VM whose kernel has it: the machine's own may not.
+//! Tunnels inside WireGuard, and services that AppArmor confines, in a VM whose kernel has both: the machine's own may not.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -12,10 +13,21 @@ use lsm_tests::{
     accelerator,
     image::{Image, ImageBuilder, static_program},
     needs,
-    shell::Process,
+    packages::sources,
+    shell::{Process, run},
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
+/// Loads the profile, does it, and shows what the profile has stopped.
+const SCRIPT: &str = "export PATH=/bin:/sbin:/usr/bin:/usr/sbin; exec >/dev/ttyS0 2>&1
+mount -t securityfs none /sys/kernel/security
+cat /lsm-hook.profile >/sys/kernel/security/apparmor/.load
+dmesg -c >/dev/null
+lab-wireguard
+dmesg | grep apparmor
+sync
+/usr/bin/reboot -f
+";
 /// What the hosts' services and the lab run.
 const PROGRAMS: [&str; 8] = [
     "/usr/sbin/nft",
@@ -29,18 +41,38 @@ const PROGRAMS: [&str; 8] = [
 ];
 const MODULES: [&str; 7] = ["wireguard", "vxlan", "veth", "bridge", "macvlan", "tun", "nft_meta_bridge"];
 
+/// The package's profile for `lsm-hook`, as the kernel takes it: enforced, for the lab's copies of the program, and with the
+/// lab's directory as a local addition.
+fn profile() -> Vec<u8> {
+    let mut text = fs::read_to_string(sources().join("packaging/apparmor/usr.sbin.lsm-hook")).unwrap();
+    for (from, to) in [
+        ("/usr/sbin/lsm-hook", "/tmp/lsm-crowd-*/*/lsm-hook"),
+        ("flags=(complain,attach_disconnected)", "flags=(attach_disconnected)"),
+        ("include if exists <local/usr.sbin.lsm-hook>", "/tmp/lsm-crowd-*/** rwk,\n  /tmp/lsm-crowd-*/*/virsh rPUx,"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    let place = std::env::temp_dir().join(format!("lsm-profile-{}", std::process::id()));
+    let compiled = place.with_extension("compiled");
+    fs::write(&place, text).unwrap();
+    run(Command::new("apparmor_parser").args(["--skip-cache", "--ofile"]).arg(&compiled).arg(&place)).unwrap();
+    let profile = fs::read(&compiled).unwrap();
+    [place, compiled].iter().for_each(|file| fs::remove_file(file).unwrap());
+    profile
+}
+
 /// VMs move between two hosts in it; the same with plain tunnels, or nobody would know that the watcher can see anything.
 #[test]
-fn between_the_hosts_nothing_can_be_read() {
-    let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox", PROGRAMS[0], PROGRAMS[1]];
+fn between_the_hosts_nothing_can_be_read_and_apparmor_stops_nothing() {
+    let parser = "/usr/sbin/apparmor_parser";
+    let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox", PROGRAMS[0], PROGRAMS[1], parser];
     if needs::lacking(needs::missing(&files, "run tests/install")) {
         return;
     }
     let programs = [("lsm-hook", "lsm-hook"), ("lsm-tests", "lab-wireguard")];
-    let mut image = ImageBuilder::new("6.12").service(
-        "wireguard",
-        "sh -c 'PATH=/bin:/sbin:/usr/bin:/usr/sbin lab-wireguard >/dev/ttyS0 2>&1; sync; /usr/bin/reboot -f'",
-    );
+    let mut image = ImageBuilder::new("6.12").service("wireguard", "sh /hosts");
+    image = image.file("/hosts", 0o600, SCRIPT).file("/lsm-hook.profile", 0o600, profile());
     for (package, name) in programs {
         image = image.program(&static_program(package, name).unwrap()).unwrap();
     }
@@ -62,6 +94,9 @@ fn between_the_hosts_nothing_can_be_read() {
     let hidden = seen("wireguard");
     assert!(hidden("readable") == 0 && hidden("vxlan") == 0 && hidden("other_udp") == 0);
     assert!(hidden("wireguard") > 0 && hidden("fragments") > 0, "full frames cross this network in pieces");
+    assert_eq!((plain("confined"), hidden("confined")), (2, 2), "{}", console.join("\n"));
+    let denied: Vec<_> = console.iter().filter(|line| line.contains("apparmor=\"DENIED\"")).collect();
+    assert!(denied.is_empty(), "{denied:#?}");
 }
 
 /// Until it ends by itself: what it said.
@@ -70,7 +105,10 @@ fn boot(image: &Image) -> Vec<String> {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-machine", "q35", "-accel", accelerator, "-m", "512", "-smp", "2", "-nodefaults", "-display", "none"]);
     qemu.args(["-no-reboot", "-serial", "stdio", "-kernel"]).arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lab.name=hosts"]);
+    qemu.args([
+        "-append",
+        "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lsm=apparmor lab.name=hosts",
+    ]);
     let mut vm = Process::start("VM", qemu.stdout(Stdio::piped())).unwrap();
     let output = vm.child().stdout.take().unwrap();
     let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).collect::<Vec<_>>());

@@ -144,6 +144,13 @@ impl Host {
         serves.map(drop).map_err(|error| LabError::Other(format!("{error}; {}", self.last_words())))
     }
 
+    /// Whether its service runs under the profile that comes with the package, enforced.
+    pub(super) fn is_confined(&self) -> bool {
+        let service = self.service.lock().ok().and_then(|service| Some(service.as_ref()?.pid()));
+        let label = service.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/attr/current")).ok());
+        label.is_some_and(|label| label.trim_end() == "lsm-hook (enforce)")
+    }
+
     /// Has another key than the one it has told its peers.
     pub(super) fn with_another_key(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
         let wg = || self.ns.command("wg");

@@ -37,7 +37,7 @@ const LOST: Duration = Duration::from_secs(3);
 const VXLAN: u16 = 4_789;
 const WIREGUARD: u16 = 16_520;
 
-/// Packets that passed between the hosts.
+/// Packets that passed between the hosts, and who let them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// Those in which something could be read that was said.
@@ -49,6 +49,8 @@ pub struct Seen {
     pub other_udp: usize,
     /// Later parts of packets that were too large.
     pub fragments: usize,
+    /// Hosts whose service AppArmor confines, and does not merely watch.
+    pub confined: usize,
 }
 
 pub(super) struct Watch {
