@@ -78,16 +78,26 @@ for try in $(seq 200); do [ -S /run/there/hook.sock ] && break; sleep 0.1; done
 lsm-hook hook vm migrate begin - </lab/vm.xml || true
 systemctl show -P ActiveState lsm-hook-dial.service
 grep -H CapBnd /proc/$(systemctl show -P MainPID lsm-hook-dial.service)/status
+# What a hanging copy's connection is ended with, in the service's sandbox: see END.
+sleep 60 | busybox nc -l -p 50000 >/dev/null &
+for try in $(seq 50); do ss -Htln | grep -q :50000 && break; sleep 0.1; done
+bash -c 'exec 9<>/dev/tcp/127.0.0.1/50000; sleep 60' &
+for try in $(seq 50); do ss -Htn state established dst 127.0.0.1:50000 | grep -q . && break; sleep 0.1; done
+ss -Htn state established dst 127.0.0.1:50000 | grep .
 # A VM came here, and the service that heard it died: its scripts are owed.
 mkdir -p /etc/lsm/moved.d
 install -m 755 /lab/tell /etc/lsm/moved.d/10-tell
 systemctl stop lsm-hook.service
+if ss -Htn state established dst 127.0.0.1:50000 | grep .; then exit 1; fi
 cp /lab/moved.json /run/lsm/
 for try in $(seq 200); do lsm-hook status --json | grep -q Exited && break; sleep 0.1; done
 lsm-hook status --json
 cat /run/told
 echo all was done
 ";
+
+/// As `lsm-hook` does it, in its unit as that ends.
+const END: &str = "ExecStopPost=/bin/sh -c 'exec ss --kill --tcp --numeric dst 127.0.0.1:50000 >&2'";
 
 /// A script that says where it runs, and what is denied it there.
 const TELL: &str = "#!/bin/sh
@@ -96,8 +106,8 @@ const TELL: &str = "#!/bin/sh
 
 #[test]
 fn both_programs_start_and_answer_in_their_sandboxes() {
-    let nspawn = "/usr/bin/systemd-nspawn";
-    if needs::lacking(needs::missing(&[nspawn], "tests/install installs it").or_else(needs::missing_mptcp)) {
+    let programs = ["/usr/bin/systemd-nspawn", "/bin/busybox", "/usr/bin/ss"];
+    if needs::lacking(needs::missing(&programs, "tests/install installs it").or_else(needs::missing_mptcp)) {
         return;
     }
     let mut container = Container::new("lsm-units").unwrap();
@@ -127,7 +137,7 @@ fn both_programs_start_and_answer_in_their_sandboxes() {
     // Not a VM, and nobody reads a journal.
     let guest = "[Unit]\nConditionVirtualization=\n[Service]\nStandardError=file:/lab/guest.log\n";
     container.write("guest.conf", guest).unwrap();
-    container.write("hook.conf", "[Service]\nStandardError=file:/lab/hook.log\n").unwrap();
+    container.write("hook.conf", &format!("[Service]\nStandardError=file:/lab/hook.log\n{END}\n")).unwrap();
     for program in ["lsm-guest", "lsm-hook"] {
         container.bind(&static_program(program, program).unwrap(), &format!("/usr/sbin/{program}"));
         let unit = format!("{program}.service");
