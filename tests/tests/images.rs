@@ -66,8 +66,11 @@ fn moves_there(stage: &Stage) -> Result<()> {
     move_with_connections(stage, "dallas")
 }
 
-/// Where cloud-init was told to leave the spare alone, it says so.
+/// When cloud-init has come to its end, without an error, and leaves the spare alone from now on.
 fn moves_with_cloud_init(stage: &Stage) -> Result<()> {
+    let ended = "until test -e /run/cloud-init/result.json; do sleep 1; done; cat /run/cloud-init/result.json";
+    let result = stage.guest.exec_within(ended, LIMIT)?.stdout;
+    assert!(result.contains("\"errors\": []"), "{result}");
     stage.guest.must("lsm-guest check | grep -E '^good +cloud-init +configures no network$'")?;
     moves_there(stage)
 }
