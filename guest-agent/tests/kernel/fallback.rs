@@ -9,9 +9,8 @@ use std::{
 use socket2::Protocol;
 
 use crate::{
-    agent::{Agent, OLD},
+    agent::Agent,
     everyone::end,
-    obtaining::MAC,
     place::{alone, run, until},
     switch::Scene,
     traffic::Talker,
@@ -47,11 +46,7 @@ fn live(what: &str, talkers: &[&(Talker, Talker)]) {
 #[test]
 fn a_path_that_is_dead_at_the_arrival_is_left_until_it_lives() {
     alone(|| {
-        let scene = Scene::v4();
-        run(&format!("ip address del {}/24 dev b", scene.new));
-        for (card, mac) in [("a", OLD.to_owned()), ("b", MAC.to_string())] {
-            run(&format!("ip link set dev {card} address {mac}"));
-        }
+        let scene = Scene::for_an_agent();
         let (by_client, by_vm) = (scene.opened_by_client(7001, Protocol::MPTCP), scene.opened_by_vm(7002));
         let all = [&by_client, &by_vm];
         live("data before", &all);

@@ -4,21 +4,16 @@ use lsm_guest::connections::Diag;
 use socket2::Protocol;
 
 use crate::{
-    agent::{Agent, OLD},
+    agent::Agent,
     everyone::{end, gets_on},
-    obtaining::MAC,
-    place::{alone, run, until},
+    place::{alone, until},
     switch::Scene,
 };
 
 #[test]
 fn who_came_to_the_withdrawn_address_leaves_it_with_the_others() {
     alone(|| {
-        let scene = Scene::v4();
-        run(&format!("ip address del {}/24 dev b", scene.new));
-        for (card, mac) in [("a", OLD.to_owned()), ("b", MAC.to_string())] {
-            run(&format!("ip link set dev {card} address {mac}"));
-        }
+        let scene = Scene::for_an_agent();
         let plain = scene.opened_by_client(7001, Protocol::TCP);
         let agent = Agent::start();
         agent.prepares(&format!("--address {}/24 --gateway 198.51.100.2", scene.new));

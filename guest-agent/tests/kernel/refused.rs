@@ -3,10 +3,10 @@
 use socket2::Protocol;
 
 use crate::{
-    agent::{Agent, OLD},
+    agent::Agent,
     everyone::end,
     obtained::{comes_back, state, vm},
-    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, GOOD, MAC, NAK, OFFER, OFFERED, Server, dnsmasq, radvd, wicked},
+    obtaining::{ACK, AUTOCONFIGURED, DISCOVER, GOOD, NAK, OFFER, OFFERED, Server, dnsmasq, radvd, wicked},
     place::{Place, alone, run, until},
     switch::Scene,
 };
@@ -115,11 +115,7 @@ fn a_gateway_that_is_silent() {
 #[test]
 fn a_rule_that_comes_before_ours() {
     alone(|| {
-        let scene = Scene::v4();
-        run(&format!("ip address del {}/24 dev b", scene.new));
-        for (card, mac) in [("a", OLD.to_owned()), ("b", MAC.to_string())] {
-            run(&format!("ip link set dev {card} address {mac}"));
-        }
+        let scene = Scene::for_an_agent();
         let connection = scene.opened_by_client(7001, Protocol::MPTCP);
         run("ip route add default dev a table 77");
         run("ip rule add priority 100 lookup 77");

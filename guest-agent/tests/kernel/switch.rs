@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use socket2::Protocol;
 
 use crate::{
+    agent::OLD,
+    obtaining::MAC,
     place::{Place, alone, counter, run, runtime, until},
     traffic::{Talker, connect, listen},
 };
@@ -28,6 +30,16 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) fn v4() -> Self {
         Scene::v4_with(Scene::client())
+    }
+
+    /// With cards that an agent knows by their MACs, the spare without an address yet.
+    pub(crate) fn for_an_agent() -> Self {
+        let scene = Scene::v4();
+        run(&format!("ip address del {}/24 dev b", scene.new));
+        for (card, mac) in [("a", OLD.to_owned()), ("b", MAC.to_string())] {
+            run(&format!("ip link set dev {card} address {mac}"));
+        }
+        scene
     }
 
     fn v6() -> Self {
