@@ -41,7 +41,8 @@ pub(super) fn modules(release: &str, directory: &Path) -> Finding {
     let missing: Vec<_> = NEEDED.iter().filter(|(module, _)| !has(module)).collect();
     if let Some((_, without)) = missing.first() {
         let names = missing.iter().map(|(module, _)| *module).collect::<Vec<_>>().join(", ");
-        let fix = "uname -r  # install the kernel's package of further modules (linux-modules-extra, kernel-modules)";
+        // Ubuntu's name, and Fedora's.
+        let fix = format!("apt install linux-modules-extra-{release} || dnf install kernel-modules-{release}");
         return Finding::bad(what, format!("Linux {release} lacks {names}: {without}"), fix);
     }
     let vsock = if has(VSOCK) { ", vsock" } else { ", no vsock: the host needs the channel org.lsm.guest.0" };
