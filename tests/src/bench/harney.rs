@@ -44,7 +44,9 @@ fn show(notes: &Notes, page: &mut Page) {
     page.say(
         "Datagrams of 210 bytes every 20 ms from the client to the VM's old address, which the tunnel carries after it, and \
          an answer to each. The delay is the round trip between the sites, and with 2 ms more that between the client and one \
-         of them; the VM goes there and back. Theirs were silent for 2.5 s and more.",
+         of them; the VM goes there and back. Theirs were silent for 2.5 s and more. The difference has the way through the \
+         tunnel in it, half the delay, and up to 20 ms between two datagrams; the rest is the VM's own: it is emulated, by a \
+         QEMU that has translated nothing of it yet.",
     );
     let (mut rows, mut gaps, mut pauses) = (Vec::new(), Vec::new(), Vec::new());
     for added in DELAYS {
