@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     arrival::Saved,
+    claims::Expected,
     clock::now,
     config::{self, Lan, Subnet},
     domain::{Domain, DomainError, Plug, rewrite},
@@ -57,6 +58,8 @@ pub struct Admitted {
     pub news: mpsc::UnboundedReceiver<PeerNews>,
     /// Until it is built for.
     pub turn: Option<Turn>,
+    /// Until its migration claims what it has been given.
+    pub expected: Option<Expected>,
 }
 
 /// The right to be built for.
@@ -166,6 +169,7 @@ pub async fn admit(
         enough(&peer, &mut news, vm, join, policy.min_survival).await?;
     }
     let migration = MigrationId(random().map_err(Refused::Random)?);
+    let expected = host.claims.expect(vm);
     let offer = Offer {
         migration,
         vm,
@@ -213,7 +217,16 @@ pub async fn admit(
         addressed: None,
         wireguard,
     };
-    Ok(Verdict::Move(Box::new(Admitted { saved, orders, waiting_xml, answer: None, peer, news, turn: Some(turn) })))
+    Ok(Verdict::Move(Box::new(Admitted {
+        saved,
+        orders,
+        waiting_xml,
+        answer: None,
+        peer,
+        news,
+        turn: Some(turn),
+        expected: Some(expected),
+    })))
 }
 
 fn join(configured: config::Join) -> Join {

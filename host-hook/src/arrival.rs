@@ -418,9 +418,7 @@ impl Arrival {
         let _ = std::fs::remove_file(self.file(offer));
         self.host.moves.over(offer.migration);
         self.host.claims.end(offer.migration);
-        if self.host.inventory.borrow().get(offer.vm).is_none() && self.host.claims.any_of(offer.vm).is_none() {
-            self.host.inventory.borrow_mut().release(offer.vm);
-        }
+        self.host.release_addresses(offer.vm);
         tracing::info!(vm = self.saved.name, migration = %offer.migration, "arrival over");
         let account = std::mem::take(&mut self.saved.account);
         let came = matches!(account.ended, Some(Ended::Settled | Ended::Released)).then(|| offer.vm.to_string());

@@ -1,7 +1,7 @@
 //! Which migrations of this host need which tunnels. A VM that goes back while its old address is held makes the home
 //! tunnel of one migration the advance tunnel of the next: a tunnel goes when nobody needs it any more.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use lsm_protocol::{Join, MigrationId, Offer, Uuid, destination::Destination};
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -20,10 +20,28 @@ struct Claim {
     aside: bool,
 }
 
+/// While it lives, the VM keeps the addresses that it has been given: the end of its last migration does not free them.
+#[derive(Debug)]
+pub struct Expected {
+    all: Rc<RefCell<Vec<Uuid>>>,
+    vm: Uuid,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut all = self.all.borrow_mut();
+        if let Some(at) = all.iter().position(|vm| *vm == self.vm) {
+            all.swap_remove(at);
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Claims {
     all: RefCell<Vec<Claim>>,
+    /// VMs that are being admitted, each as often as that goes on.
+    expected: Rc<RefCell<Vec<Uuid>>>,
     /// By VNI.
     locks: RefCell<HashMap<u32, Arc<Mutex<()>>>>,
 }
@@ -44,6 +62,17 @@ impl Claims {
 
     pub fn end(&self, migration: MigrationId) {
         self.all.borrow_mut().retain(|claim| claim.offer.migration != migration);
+    }
+
+    /// A VM is given addresses for a migration that begins later, or never.
+    pub fn expect(&self, vm: Uuid) -> Expected {
+        self.expected.borrow_mut().push(vm);
+        Expected { all: self.expected.clone(), vm }
+    }
+
+    /// Whether a migration of the VM's has begun here and is not over, or is about to begin.
+    pub fn concern(&self, vm: Uuid) -> bool {
+        self.any_of(vm).is_some() || self.expected.borrow().contains(&vm)
     }
 
     /// How far it is, where the VM came to.
@@ -136,6 +165,22 @@ mod tests {
             heard: 0,
             aside: false,
         }
+    }
+
+    /// Its last migration ends while addresses are given out for the next one, which is not known yet.
+    #[test]
+    fn a_vm_that_comes_back_keeps_what_it_was_given_meanwhile() {
+        let (claims, went, back) = (Claims::default(), offer(1, 1, 2), offer(2, 2, 1));
+        claims.begin(&went, "montreal");
+        let (expected, refused) = (claims.expect(back.vm), claims.expect(back.vm));
+        claims.end(went.migration);
+        drop(refused);
+        assert!(claims.concern(back.vm), "it is being admitted");
+        claims.begin(&back, "montreal");
+        drop(expected);
+        assert!(claims.concern(back.vm), "it comes");
+        claims.end(back.migration);
+        assert!(!claims.concern(back.vm));
     }
 
     #[test]

@@ -354,9 +354,7 @@ impl Departure {
         }
         let _ = std::fs::remove_file(self.file(offer));
         self.host.claims.end(offer.migration);
-        if self.host.inventory.borrow().get(offer.vm).is_none() && self.host.claims.any_of(offer.vm).is_none() {
-            self.host.inventory.borrow_mut().release(offer.vm);
-        }
+        self.host.release_addresses(offer.vm);
         tracing::info!(vm = self.saved.vm.name, migration = %offer.migration, "departure over");
         let account = std::mem::take(&mut self.saved.account);
         let report = account.close("source", &self.saved.vm.name, &self.saved.peer, offer);

@@ -50,6 +50,13 @@ pub struct Host {
 }
 
 impl Host {
+    /// A VM's migration is over: what it was given here is free, unless it is here or comes back.
+    pub fn release_addresses(&self, vm: Uuid) {
+        if self.inventory.borrow().get(vm).is_none() && !self.claims.concern(vm) {
+            self.inventory.borrow_mut().release(vm);
+        }
+    }
+
     /// [`Host::spec`] of a tunnel that is to be built, which is when the operator hears of its fragments.
     pub fn spec_to_build(
         &self,

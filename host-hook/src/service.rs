@@ -233,7 +233,7 @@ impl Service {
 
     /// An admission found the source and made an offer.
     fn admitted(&mut self, admitted: admission::Admitted) {
-        let admission::Admitted { saved, orders, waiting_xml, answer, peer, news, turn } = admitted;
+        let admission::Admitted { saved, orders, waiting_xml, answer, peer, news, turn, expected } = admitted;
         let Some(offer) = saved.machine.offer() else { return };
         let (migration, vm) = (offer.migration, offer.vm);
         let waiting = answer.map(|answer| {
@@ -243,6 +243,7 @@ impl Service {
         let (inbox_in, inbox) = mpsc::unbounded_channel();
         self.arrivals.insert(migration, (vm, inbox_in));
         self.host.claims.begin(offer, &saved.peer);
+        drop(expected);
         let arrival = Arrival::new(self.host.clone(), saved, waiting, peer, turn);
         let inputs = self.inputs.clone();
         tokio::task::spawn_local(async move {

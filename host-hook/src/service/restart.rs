@@ -95,8 +95,16 @@ impl Service {
         let (machine, orders) = saved.machine.handle(now(), destination::Event::Restarted);
         saved.machine = machine;
         let (peer, news) = peer_line::call(self.host.clone(), saved.peer.clone());
-        let admitted =
-            admission::Admitted { saved, orders, waiting_xml: String::new(), answer: None, peer, news, turn: None };
+        let admitted = admission::Admitted {
+            saved,
+            orders,
+            waiting_xml: String::new(),
+            answer: None,
+            peer,
+            news,
+            turn: None,
+            expected: None,
+        };
         self.admitted(admitted);
         Some(offer)
     }
