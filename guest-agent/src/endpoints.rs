@@ -136,11 +136,15 @@ pub fn withdraw(kernel: &mut Kernel, record: &mut Record, side: Side) -> Result<
 pub fn has_late_comers(kernel: &mut Kernel, record: &Record) -> Result<bool, Refusal> {
     let Some(paths) = record.paths() else { return Ok(false) };
     let snapshot = kernel.diag.snapshot().map_err(refuse)?;
-    let has = |connection: &Connection, side| {
+    Ok(snapshot.connections.iter().any(|connection| is_on_both(connection, &paths)))
+}
+
+fn is_on_both(connection: &Connection, paths: &Paths) -> bool {
+    let on = |side| {
         let side = paths.side(side);
         connection.subflows.iter().any(|subflow| subflow.established && side.carries(subflow.local.ip()))
     };
-    Ok(snapshot.connections.iter().any(|connection| has(connection, Side::Old) && has(connection, Side::New)))
+    on(Side::Old) && on(Side::New)
 }
 
 /// Withdraws the old addresses from them too: the kernel closes a first subflow by an endpoint that covers its address only.

@@ -37,7 +37,7 @@ const LOST: Duration = Duration::from_secs(3);
 const VXLAN: u16 = 4_789;
 const WIREGUARD: u16 = 16_520;
 
-/// Packets that passed between the hosts, and who let them.
+/// Packets that passed between the hosts, and how their services ran meanwhile.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// Those in which something could be read that was said.

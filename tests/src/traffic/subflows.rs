@@ -79,3 +79,18 @@ fn address(text: &str) -> Option<SocketAddr> {
         SocketAddr::V4(_) => address,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ss_prints_is_read() {
+        let line = "0 400 10.1.0.10:5001 10.9.0.2:40327 cubic rto:536 rtt:83.753/112.875 rcv_rtt:11.875 minrtt:2.729 \
+                    tcp-ulp-mptcp flags:Jbec token:0000(id:0)/32835e95(id:11) seq:331ca26b";
+        let known = parse(line).unwrap();
+        assert_eq!((known.token, known.backup, known.rtt_ms), (Some(0x3283_5e95), true, Some(83.753)));
+        let plain = parse("0 0 10.1.0.10%eth0:22 10.9.0.2:40000 cubic rto:200").unwrap();
+        assert_eq!((plain.local, plain.token, plain.rtt_ms), (([10, 1, 0, 10], 22).into(), None, None));
+    }
+}
