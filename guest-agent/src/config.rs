@@ -15,10 +15,8 @@ use toml::{Spanned, Value};
 /// Where the file is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/lsm/guest.toml";
 
-/// The kernel's limit for a cgroup's name (NAME_MAX).
-pub(crate) const LONGEST_UNIT: usize = 255;
 /// Their names are compared at each socket(2) of a plain program.
-pub(crate) const MOST_UNITS: usize = 64;
+const MOST_UNITS: usize = 64;
 
 /// Everything the agent was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +165,7 @@ pub(crate) fn check_unit(unit: &str) -> Result<(), String> {
     let kinds = [".service", ".slice", ".scope"];
     if kinds.iter().any(|kind| unit.strip_suffix(kind).is_some_and(|name| !name.is_empty()))
         && unit.bytes().all(allowed)
-        && unit.len() <= LONGEST_UNIT
+        && unit.len() <= lsm_force::LONGEST_UNIT
     {
         return Ok(());
     }

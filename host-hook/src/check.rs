@@ -35,7 +35,7 @@ pub fn host(config: &Path, vm: Option<&str>) -> Vec<Finding> {
     if let Some(config) = &loaded {
         findings.extend(network::lans(config, Path::new("/sys/class/net")));
         findings.extend(network::tunnels(config));
-        findings.extend(stream::stream(&config.stream, Path::new("/proc")));
+        findings.extend(stream::stream(&config.stream, Path::new("/proc"), stream::forced));
         findings.extend(peers::certificates(config));
         findings.extend(peers::reachable(config));
     }

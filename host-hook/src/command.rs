@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{adopt, check, config, dial, estimate, hook, init, moved, report, service, status, story};
+use crate::{adopt, check, config, dial, estimate, hook, init, moved, report, service, status, story, stream};
 use clap::{Parser, Subcommand};
 use lsm_protocol::{
     Mac,
@@ -28,7 +28,7 @@ enum Command {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
         /// State and sockets.
-        #[arg(long, default_value = "/run/lsm")]
+        #[arg(long, default_value = service::DIRECTORY)]
         directory: PathBuf,
     },
     /// Show this host's managed VMs, migrations and tunnels.
@@ -101,6 +101,8 @@ enum Command {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// What lsm-hook-force@.service is: keep libvirt's sockets Multipath TCP's while who asked on standard input is there.
+    Force,
     /// What libvirt's hook does: VM OPERATION SUB-OPERATION EXTRA, the XML on standard input.
     Hook { arguments: Vec<std::ffi::OsString> },
 }
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
             lsm_records::journal::init("lsm-hook");
             alone(dial::serve(&config))
         }
+        Command::Force => alone(async { stream::serve().await.map_err(|e| e.to_string()) }),
         Command::Check { vm, config, json } => check(&config, vm.as_deref(), json),
         Command::Status { json } => show_status(json),
         Command::Forecast { vm, json } => show_forecast(&vm, json),

@@ -53,6 +53,9 @@ use crate::{
     },
 };
 
+/// State and sockets, unless the command line says otherwise.
+pub const DIRECTORY: &str = "/run/lsm";
+
 /// With nothing to do for this long, a service that systemd's sockets can start again goes.
 const IDLE: Duration = Duration::from_secs(60);
 

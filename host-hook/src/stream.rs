@@ -1,12 +1,13 @@
 //! A migration's own stream, memory and disks, over all paths between two hosts (`[stream] paths`).
 //!
-//! Where libvirt and QEMU were started under `mptcpize`, their sockets are Multipath TCP's, and the kernel's path manager
-//! says which paths such a connection takes. It is set here for as long as migrations copy, and put back: each path is an
-//! endpoint, `subflow` where the VM leaves and `signal` where it comes to (mptcp.7); the limits let them all be used, and
+//! libvirt's and QEMU's sockets are made Multipath TCP's by the kernel, or they were started under `mptcpize`, and the
+//! kernel's path manager says which paths such a connection takes. Both are set here for as long as migrations copy, and
+//! put back: each path is an endpoint, `subflow` where the VM leaves and `signal` where it comes to (mptcp.7); the limits let them all be used, and
 //! TCP's windows may grow to what several long paths hold. Whatever speaks plain TCP, or meets a host or a firewall
 //! without Multipath TCP, takes one path as before.
 
 mod carried;
+mod force;
 mod kernel;
 pub mod stalled;
 
@@ -21,7 +22,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{carried::Carried, kernel::card};
+use self::force::Forced;
+pub use self::{
+    carried::Carried,
+    force::{force, serve},
+    kernel::card,
+};
 use crate::{clock, inventory::write_json, story};
 
 /// The kernel takes no more endpoints into account (`MPTCP_PM_ADDR_MAX`).
@@ -49,6 +55,8 @@ struct Changes {
 #[derive(Debug)]
 pub struct Streams {
     paths: Vec<IpAddr>,
+    /// The service's.
+    directory: PathBuf,
     file: PathBuf,
     open: RefCell<Open>,
     /// One change after the other.
@@ -60,6 +68,7 @@ struct Open {
     /// Migrations that copy now.
     count: usize,
     changes: Changes,
+    forced: Option<Forced>,
 }
 
 /// Keeps the paths open. Dropped, they are closed with the last.
@@ -74,8 +83,9 @@ impl Streams {
     pub fn new(paths: &[IpAddr], state: &Path) -> Rc<Streams> {
         let file = state.join("stream.json");
         let changes = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let open = RefCell::new(Open { count: 0, changes });
-        Rc::new(Streams { paths: paths.to_vec(), file, open, turn: tokio::sync::Mutex::default() })
+        let open = RefCell::new(Open { changes, ..Open::default() });
+        let (paths, directory) = (paths.to_vec(), state.to_owned());
+        Rc::new(Streams { paths, directory, file, open, turn: tokio::sync::Mutex::default() })
     }
 
     /// A migration is about to copy. `None`: there are no paths to open.
@@ -89,13 +99,18 @@ impl Streams {
         if let Err(error) = self.change(role).await {
             tracing::warn!(error = story(&error), "a migration's stream may take one path only");
         }
+        self.force().await;
         Some(passage)
     }
 
     /// Puts back what an earlier service left, unless a migration still copies.
     pub async fn tidy(&self) {
         let _turn = self.turn.lock().await;
-        if self.open.borrow().count == 0 && self.open.borrow().changes != Changes::default() {
+        if self.open.borrow().count > 0 {
+            return;
+        }
+        self.open.borrow_mut().forced = None;
+        if self.open.borrow().changes != Changes::default() {
             self.restore().await;
         }
     }
@@ -129,6 +144,17 @@ impl Streams {
             kernel::write(&file, &larger)?;
         }
         Ok(())
+    }
+
+    /// Before libvirt and QEMU make the stream's sockets.
+    async fn force(&self) {
+        if self.open.borrow().forced.is_some() {
+            return;
+        }
+        match force(&self.directory).await {
+            Ok(forced) => self.open.borrow_mut().forced = Some(forced),
+            Err(why) => tracing::info!(why, "libvirt's sockets are Multipath TCP's only under mptcpize"),
+        }
     }
 
     fn note<T>(&self, change: impl FnOnce(&mut Changes) -> T) -> Result<(), StreamError> {

@@ -2,6 +2,7 @@
 //! namespaces; the VMs are two taps each and the agent's machine without a kernel under it, and libvirt is played. So the
 //! hosts can be asked for more VMs than a machine can emulate.
 
+pub mod forced;
 mod guest;
 mod host;
 mod vm;
@@ -18,7 +19,11 @@ use std::{
 use serde_json::Value;
 
 pub use self::watch::Seen;
-use self::{host::Host, vm::Vm, watch::Watch};
+use self::{
+    host::{Host, More},
+    vm::Vm,
+    watch::Watch,
+};
 use crate::{
     image::static_program,
     netns::Netns,
@@ -63,16 +68,20 @@ pub fn run_crowd(count: usize) -> Result<Moved> {
 /// The first thing that went otherwise, with the services' logs.
 pub fn run_restarted() -> Result<()> {
     let hook = static_program("lsm-hook", "lsm-hook")?;
-    set(&hook, false, |from, to, _| {
+    set(&hook, More::Nothing, |from, to, _| {
         let [vm] = <[Vm; 1]>::try_from(start(1, from, to)?).map_err(|_| LabError::Other("one VM is one".into()))?;
         vm.hold(true)?;
-        let (vm, _) = vm.go_and(LIMIT, |vm| {
-            wait_for("the advance tunnel to be gone", LIMIT, || {
-                (to.status().ok()?["tunnels"].as_array()?.len() == 1).then_some(())
-            })?;
-            to.serve()?;
-            vm.hold(false)
-        })?;
+        let (vm, _) = vm.go_and(
+            LIMIT,
+            |_| Ok(()),
+            |vm| {
+                wait_for("the advance tunnel to be gone", LIMIT, || {
+                    (to.status().ok()?["tunnels"].as_array()?.len() == 1).then_some(())
+                })?;
+                to.serve()?;
+                vm.hold(false)
+            },
+        )?;
         all_over(&[from, to], LIMIT)?;
         placed(&[vm], to, from)
     })
@@ -99,7 +108,7 @@ pub fn run_there_and_back(count: usize) -> Result<()> {
 /// Two hosts with a network between them.
 fn between_hosts<T>(act: impl FnOnce(&Arc<Host>, &Arc<Host>) -> Result<T>) -> Result<T> {
     let hook = static_program("lsm-hook", "lsm-hook")?;
-    set(&hook, false, |from, to, _| act(from, to))
+    set(&hook, More::Nothing, |from, to, _| act(from, to))
 }
 
 /// Moves a VM with tunnels inside WireGuard, or plain, while somebody between the hosts looks at all that passes. Frames
@@ -109,7 +118,8 @@ fn between_hosts<T>(act: impl FnOnce(&Arc<Host>, &Arc<Host>) -> Result<T>) -> Re
 /// # Errors
 /// As of [`run_crowd`], and when anything is left of WireGuard, or what is not ours is gone.
 pub fn run_watched(hook: &Path, wireguard: bool) -> Result<Seen> {
-    set(hook, wireguard, |from, to, between| {
+    let more = if wireguard { More::Wireguard } else { More::Nothing };
+    set(hook, more, |from, to, between| {
         let watch = Watch::start(between)?;
         let client = tap(to, "client")?;
         to.plug("client", &to.lan_bridge())?;
@@ -123,12 +133,34 @@ pub fn run_watched(hook: &Path, wireguard: bool) -> Result<Seen> {
     })
 }
 
+/// Moves a VM between hosts that have a path for the migration's own stream: what libvirt and its VMs ask for as TCP is
+/// Multipath TCP's while it is copied, also by services that have just come back, and nobody else's is; then nothing is.
+///
+/// # Errors
+/// The first thing that went otherwise, with the services' logs.
+pub fn run_forced(hook: &Path) -> Result<()> {
+    set(hook, More::Stream, |from, to, _| {
+        forced::are(forced::PLAIN)?;
+        forced::unit(&from.hook)?;
+        let [vm] = <[Vm; 1]>::try_from(start(1, from, to)?).map_err(|_| LabError::Other("one VM is one".into()))?;
+        let copied = |_: &Vm| {
+            forced::are(forced::FORCED)?;
+            [from, to].into_iter().try_for_each(|host| host.serve())?;
+            forced::are(forced::FORCED)
+        };
+        let (vm, _) = vm.go_and(LIMIT, copied, |_| Ok(()))?;
+        all_over(&[from, to], LIMIT)?;
+        forced::are(forced::PLAIN)?;
+        placed(&[vm], to, from)
+    })
+}
+
 /// Two hosts whose services run, and the network between them.
-fn set<T>(hook: &Path, wireguard: bool, act: impl FnOnce(&Arc<Host>, &Arc<Host>, &Netns) -> Result<T>) -> Result<T> {
+fn set<T>(hook: &Path, more: More, act: impl FnOnce(&Arc<Host>, &Arc<Host>, &Netns) -> Result<T>) -> Result<T> {
     let name = format!("lsm-crowd-{}", std::process::id());
     let scratch = Scratch(std::env::temp_dir().join(&name));
     let authority = Authority::new("LSM crowd")?;
-    let [from, to] = [1, 2].map(|number| Host::new(&name, number, &scratch.0, &authority, hook, wireguard));
+    let [from, to] = [1, 2].map(|number| Host::new(&name, number, &scratch.0, &authority, hook, more));
     let (from, to) = (from?, to?);
     let between = Netns::new(&format!("{name}-wan"))?;
     between.ip("link add wan mtu 1600 type bridge forward_delay 0 mcast_snooping 0\nlink set wan up")?;

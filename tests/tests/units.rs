@@ -71,6 +71,12 @@ for unit in guest hook; do
     nsenter -t $pid -m sh -c 'echo 0 >/proc/sys/net/ipv4/conf/lo/arp_ignore'
 done
 stat -c %a%n /run/lsm /run/lsm/*.sock
+# Where libvirt runs, the service would have its sockets forced, and check tries whether that unit can.
+cp /bin/sleep /run/libvirtd
+printf '[Service]\\nType=exec\\nExecStart=/run/libvirtd 60\\n' >/run/systemd/system/libvirtd.service
+systemctl daemon-reload
+systemctl start libvirtd
+lsm-hook check | grep libvirtd.*TCP
 echo both are there
 # Another host calls, and is called; it has no sandbox.
 lsm-hook serve --config /lab/there.toml --directory /run/there >/lab/there.log 2>&1 &
@@ -116,7 +122,7 @@ fn both_programs_start_and_answer_in_their_sandboxes() {
     for name in ["here", "there"] {
         authority.equip(&lab.join(name), name, [127, 0, 0, 1].into()).unwrap();
     }
-    container.write("host.toml", &host_toml("here", "there", 16520)).unwrap();
+    container.write("host.toml", &(host_toml("here", "there", 16520) + "[stream]\npaths = [\"192.0.2.1\"]\n")).unwrap();
     let tls = [("ca", "CA/cacert"), ("cert", "libvirt/servercert"), ("key", "libvirt/private/serverkey")]
         .into_iter()
         .chain([("client_cert", "libvirt/clientcert"), ("client_key", "libvirt/private/clientkey")])
@@ -149,6 +155,8 @@ fn both_programs_start_and_answer_in_their_sandboxes() {
         "lsm-hook.socket",
         "lsm-hook-dial.socket",
         "lsm-hook-dial.service",
+        "lsm-hook-force.socket",
+        "lsm-hook-force@.service",
         "lsm-hook-scripts.socket",
         "lsm-hook-scripts@.service",
         "lsm-guest-scripts.socket",
@@ -172,10 +180,13 @@ fn both_programs_start_and_answer_in_their_sandboxes() {
     for sockets in ["700/run/lsm\n", "600/run/lsm/guest.sock\n", "600/run/lsm/hook.sock\n"] {
         assert!(all.contains(sockets), "{all}");
     }
-    for sockets in ["dial", "moved", "switched"] {
+    for sockets in ["dial", "force", "moved", "switched"] {
         assert!(all.contains(&format!("600/run/lsm/{sockets}.sock\n")), "{all}");
     }
     assert!(all.contains("all was done\n"), "{booted:?}\n{all}");
+    // The kernel's own word: it lets the unit load the program, or nobody.
+    let forced = ["copied (BPF)", "confidentiality", "Linux 6.6 and later can", "not cgroup version 2"];
+    assert!(forced.iter().any(|word| all.contains(word)), "{all}");
     // What the other host said, by a connection that a process without any power has made.
     for dialled in ["(there: it does not run it)", "\nactive\n", "status:CapBnd:\t0000000000000000\n"] {
         assert!(all.contains(dialled), "{dialled}: {all}");

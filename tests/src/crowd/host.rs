@@ -40,13 +40,23 @@ case "$*" in
 esac
 "#;
 
+/// What its host.toml says more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum More {
+    Nothing,
+    /// Its tunnels are inside WireGuard.
+    Wireguard,
+    /// A migration's stream has a path.
+    Stream,
+}
+
 pub(super) struct Host {
     pub(super) name: &'static str,
     pub(super) ns: Netns,
     number: u8,
-    /// Whether its tunnels are inside WireGuard.
-    pub(super) wireguard: bool,
-    hook: PathBuf,
+    pub(super) more: More,
+    /// Its own copy of the program.
+    pub(super) hook: PathBuf,
     dir: PathBuf,
     /// The process whose mount namespace has the host's `/run`.
     holder: Process,
@@ -65,7 +75,7 @@ impl Host {
         scratch: &Path,
         authority: &Authority,
         hook: &Path,
-        wireguard: bool,
+        more: More,
     ) -> Result<Host> {
         let name = NAMES[usize::from(number) - 1];
         let dir = scratch.join(name);
@@ -77,7 +87,7 @@ impl Host {
         write("running", "")?;
         write("paused", "")?;
         write("events", "")?;
-        write("host.toml", &host_toml(&dir, number, wireguard))?;
+        write("host.toml", &host_toml(&dir, number, more))?;
         fs::create_dir(dir.join("metrics")).during(|| "make the place of metrics".into())?;
         fs::set_permissions(dir.join("virsh"), fs::Permissions::from_mode(0o755)).during(|| "allow virsh".into())?;
         authority.equip(&dir.join("pki"), name, [127, 0, 0, number].into())?;
@@ -99,7 +109,7 @@ impl Host {
             name,
             ns,
             number,
-            wireguard,
+            more,
             hook: own,
             dir,
             holder,
@@ -129,7 +139,7 @@ impl Host {
     /// Starts the service, in place of one that is killed.
     pub(super) fn serve(&self) -> Result<()> {
         let mut service = self.service.lock().map_err(|_| LabError::Other("a VM's thread panicked".into()))?;
-        if service.take().is_none() && self.wireguard {
+        if service.take().is_none() && self.more == More::Wireguard {
             self.ns.ip(&format!("link add {LEFT} type wireguard\nlink add {OWN} type wireguard"))?;
             let left = format!("add table inet {LEFT_TABLE}\nadd chain inet {LEFT_TABLE} arriving\n");
             run_with_input(self.ns.command("nft").args(["-f", "-"]), &left)?;
@@ -277,10 +287,11 @@ fn wan(number: u8) -> String {
     format!("172.31.0.{number}")
 }
 
-fn host_toml(dir: &Path, number: u8, wireguard: bool) -> String {
+fn host_toml(dir: &Path, number: u8, more: More) -> String {
     let (name, peer) = (NAMES[usize::from(number) - 1], NAMES[2 - usize::from(number)]);
-    let encrypt = if wireguard { "wireguard" } else { "none" };
+    let encrypt = if more == More::Wireguard { "wireguard" } else { "none" };
     let (wan, there, dir) = (wan(number), wan(3 - number), dir.display());
+    let stream = if more == More::Stream { format!("[stream]\npaths = [\"{wan}\"]\n") } else { String::new() };
     format!(
         "name = \"{name}\"\n[tunnel]\naddress = \"{wan}\"\nencrypt = \"{encrypt}\"\n[peer.{peer}]\naddress = \"{there}:16519\"\n\
          [lan.{name}]\nbridge = \"br-{name}\"\nprefix = \"10.{number}.0.0/16\"\ngateway = \"10.{number}.0.1\"\n\
@@ -289,6 +300,6 @@ fn host_toml(dir: &Path, number: u8, wireguard: bool) -> String {
          [tls]\nca = \"{dir}/pki/CA/cacert.pem\"\ncert = \"{dir}/pki/libvirt/servercert.pem\"\n\
          key = \"{dir}/pki/libvirt/private/serverkey.pem\"\nclient_cert = \"{dir}/pki/libvirt/clientcert.pem\"\n\
          client_key = \"{dir}/pki/libvirt/private/clientkey.pem\"\n\
-         [reports]\nhistory = \"{dir}/history\"\nmetrics = \"{dir}/metrics\"\n"
+         [reports]\nhistory = \"{dir}/history\"\nmetrics = \"{dir}/metrics\"\n{stream}"
     )
 }

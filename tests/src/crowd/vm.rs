@@ -10,7 +10,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{guest::Guest, host::Host, tap, watch};
+use super::{
+    guest::Guest,
+    host::{Host, More},
+    tap, watch,
+};
 use crate::{
     shell::{During as _, LabError, Result, run, wait_for},
     topology::SPARE_BRIDGE,
@@ -116,11 +120,16 @@ impl Vm {
 
     /// The whole move to the other host. Gives the VM back, at its new place, and what it took.
     pub(super) fn go(self, limit: Duration) -> Result<(Vm, Took)> {
-        self.go_and(limit, |_| Ok(()))
+        self.go_and(limit, |_| Ok(()), |_| Ok(()))
     }
 
-    /// The same, with something that happens when it has just arrived.
-    pub(super) fn go_and(mut self, limit: Duration, arrived: impl FnOnce(&Vm) -> Result<()>) -> Result<(Vm, Took)> {
+    /// The same, with something that happens while it is copied, and when it has just arrived.
+    pub(super) fn go_and(
+        mut self,
+        limit: Duration,
+        copied: impl FnOnce(&Vm) -> Result<()>,
+        arrived: impl FnOnce(&Vm) -> Result<()>,
+    ) -> Result<(Vm, Took)> {
         let mut took = Took::new();
         let (from, to) = (self.from.clone(), self.to.clone());
         let failed = |what: &str, error: &LabError| LabError::Other(format!("{what}: {}", crate::shell::chain(error)));
@@ -147,6 +156,7 @@ impl Vm {
 
         thread::sleep(COPY);
         self.cross(&left)?;
+        copied(&self)?;
         self.stopped = unix_ms();
         from.has(&self.uuid, Some(false))?;
         from.event(&self.name, "Suspended Migrated")?;
@@ -178,7 +188,7 @@ impl Vm {
         let (Some(client), 0) = (self.to.client.get(), self.number) else { return Ok(()) };
         let cross = || watch::cross(client, &taps[1], self.macs[1], self.address());
         cross()?;
-        if self.to.wireguard {
+        if self.to.more == More::Wireguard {
             self.to.with_another_key(|| watch::lost(client, &taps[1], self.macs[1], self.address()))?;
             cross()?;
         }

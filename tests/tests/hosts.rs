@@ -1,4 +1,5 @@
-//! Tunnels inside WireGuard, and services that AppArmor confines, in a VM whose kernel has both: the machine's own may not.
+//! Tunnels inside WireGuard, services that AppArmor confines, and libvirt's sockets made Multipath TCP's, in a VM whose
+//! kernel can all that: the machine's own may not.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
@@ -11,6 +12,7 @@ use std::{
 
 use lsm_tests::{
     accelerator,
+    distribution::{self, Owner},
     image::{Image, ImageBuilder, static_program},
     needs,
     packages::sources,
@@ -23,18 +25,29 @@ const SCRIPT: &str = "export PATH=/bin:/sbin:/usr/bin:/usr/sbin; exec >/dev/ttyS
 mount -t securityfs none /sys/kernel/security
 cat /lsm-hook.profile >/sys/kernel/security/apparmor/.load
 dmesg -c >/dev/null
-lab-wireguard
+lab-hosts
 dmesg | grep apparmor
 sync
 /usr/bin/reboot -f
 ";
+/// Shows what "lsm-hook check" finds of libvirt's sockets, which asks the unit.
+const FORCED: &str = "exec >/dev/ttyS0 2>&1
+systemctl start lsm-hook-force.socket libvirtd
+lsm-hook check
+journalctl --no-pager -o cat -u 'lsm-hook-force@*'
+sync
+reboot -f
+";
+const LIBVIRTD: &str = "[Service]\nExecStart=/bin/sh -c 'cp /bin/sleep /run/libvirtd; exec /run/libvirtd 600'\n";
+const HOST_TOML: &str = "name = \"here\"\n[tunnel]\naddress = \"192.0.2.1\"\n[stream]\npaths = [\"192.0.2.1\"]\n";
 /// What the hosts' services and the lab run.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "/usr/sbin/nft",
     "/usr/bin/wg",
     "/sbin/bridge",
     "/usr/bin/nsenter",
     "/usr/bin/unshare",
+    "/usr/bin/setpriv",
     "/bin/mount",
     "/usr/bin/stdbuf",
     "/usr/libexec/coreutils/libstdbuf.so",
@@ -56,7 +69,10 @@ fn profile() -> Vec<u8> {
     let place = std::env::temp_dir().join(format!("lsm-profile-{}", std::process::id()));
     let compiled = place.with_extension("compiled");
     fs::write(&place, text).unwrap();
-    run(Command::new("apparmor_parser").args(["--skip-cache", "--ofile"]).arg(&compiled).arg(&place)).unwrap();
+    let mut parser = Command::new("apparmor_parser");
+    // This machine's kernel may have no AppArmor to ask; the newest capabilities would be left out.
+    parser.args(["--kernel-features", "/etc/apparmor.d/abi/3.0", "--skip-cache", "--ofile"]);
+    run(parser.arg(&compiled).arg(&place)).unwrap();
     let profile = fs::read(&compiled).unwrap();
     [place, compiled].iter().for_each(|file| fs::remove_file(file).unwrap());
     profile
@@ -64,13 +80,13 @@ fn profile() -> Vec<u8> {
 
 /// VMs move between two hosts in it; the same with plain tunnels, or nobody would know that the watcher can see anything.
 #[test]
-fn between_the_hosts_nothing_can_be_read_and_apparmor_stops_nothing() {
+fn nothing_can_be_read_and_libvirt_is_forced_and_apparmor_stops_nothing() {
     let parser = "/usr/sbin/apparmor_parser";
     let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox", PROGRAMS[0], PROGRAMS[1], parser];
     if needs::lacking(needs::missing(&files, "run tests/install")) {
         return;
     }
-    let programs = [("lsm-hook", "lsm-hook"), ("lsm-tests", "lab-wireguard")];
+    let programs = [("lsm-hook", "lsm-hook"), ("lsm-tests", "lab-hosts")];
     let mut image = ImageBuilder::new("6.12").service("wireguard", "sh /hosts");
     image = image.file("/hosts", 0o600, SCRIPT).file("/lsm-hook.profile", 0o600, profile());
     for (package, name) in programs {
@@ -81,7 +97,7 @@ fn between_the_hosts_nothing_can_be_read_and_apparmor_stops_nothing() {
     let console = boot(&image.build().unwrap());
 
     let seen = |encrypt: &str| {
-        let line = console.iter().find_map(|line| line.split_once(&format!("lab-wireguard: {encrypt}: Seen ")));
+        let line = console.iter().find_map(|line| line.split_once(&format!("lab-hosts: {encrypt}: Seen ")));
         let (_, seen) = line.unwrap_or_else(|| panic!("{}", console.join("\n")));
         println!("{encrypt}: {seen}");
         move |what: &str| -> usize {
@@ -95,8 +111,32 @@ fn between_the_hosts_nothing_can_be_read_and_apparmor_stops_nothing() {
     assert!(hidden("readable") == 0 && hidden("vxlan") == 0 && hidden("other_udp") == 0);
     assert!(hidden("wireguard") > 0 && hidden("fragments") > 0, "full frames cross this network in pieces");
     assert_eq!((plain("confined"), hidden("confined")), (2, 2), "{}", console.join("\n"));
+    assert!(console.iter().any(|line| line == "lab-hosts: forced"), "{}", console.join("\n"));
     let denied: Vec<_> = console.iter().filter(|line| line.contains("apparmor=\"DENIED\"")).collect();
     assert!(denied.is_empty(), "{denied:#?}");
+}
+
+/// The unit's sandbox lets it do that, in a whole Debian with a real systemd; libvirt's daemon is a name there.
+#[test]
+fn the_unit_that_forces_libvirt_may_do_it() {
+    let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox"];
+    let disk = || distribution::disk().err().map(|error| error.to_string());
+    if needs::lacking(needs::missing(&files, "run tests/install").or_else(disk)) {
+        return;
+    }
+    let mut image = ImageBuilder::new("6.12").distribution(Owner::Networkd).service("forced", "/bin/sh /forced");
+    image = image.file("/forced", 0o600, FORCED).file("/etc/lsm/host.toml", 0o600, HOST_TOML);
+    image = image.file("/etc/systemd/system/libvirtd.service", 0o644, LIBVIRTD);
+    for unit in ["lsm-hook-force.socket", "lsm-hook-force@.service"] {
+        let text = fs::read(sources().join("systemd").join(unit)).unwrap();
+        image = image.file(&format!("/etc/systemd/system/{unit}"), 0o644, text);
+    }
+    let hook = fs::read(static_program("lsm-hook", "lsm-hook").unwrap()).unwrap();
+    image = image.file("/usr/sbin/lsm-hook", 0o755, hook);
+    let console = boot(&image.build().unwrap());
+    let found = console.iter().find(|line| line.contains("libvirtd") && line.contains("stream"));
+    let found = found.unwrap_or_else(|| panic!("{}", console.join("\n")));
+    assert!(found.starts_with("good") && found.contains("(BPF)"), "{}", console.join("\n"));
 }
 
 /// Until it ends by itself: what it said.
@@ -105,10 +145,13 @@ fn boot(image: &Image) -> Vec<String> {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-machine", "q35", "-accel", accelerator, "-m", "512", "-smp", "2", "-nodefaults", "-display", "none"]);
     qemu.args(["-no-reboot", "-serial", "stdio", "-kernel"]).arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
-    qemu.args([
-        "-append",
-        "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lsm=apparmor lab.name=hosts",
-    ]);
+    let mut words =
+        "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lsm=apparmor lab.name=hosts".to_owned();
+    if let Some(disk) = &image.disk {
+        words.push_str(&format!(" {}", distribution::WORD));
+        qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,readonly=on", disk.display()));
+    }
+    qemu.args(["-append", &words]);
     let mut vm = Process::start("VM", qemu.stdout(Stdio::piped())).unwrap();
     let output = vm.child().stdout.take().unwrap();
     let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).collect::<Vec<_>>());

@@ -12,13 +12,23 @@ use super::btf::{Btf, Error};
 /// The kernel lends the functions that read its memory to programs under the GPL only; this file may be used under it.
 pub(super) const LICENSE: &std::ffi::CStr = c"GPL";
 
+/// Of a unit's name, in bytes: the kernel's limit for a cgroup's (NAME_MAX).
+pub const LONGEST_UNIT: usize = 255;
+
 /// Whose sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose<'a> {
+pub enum Whose<'a> {
     /// Of everybody but these units.
-    AllBut(&'a [String]),
+    AllBut(&'a [Unit<'a>]),
     /// Of these units.
-    Only(&'a [String]),
+    Only(&'a [Unit<'a>]),
+}
+
+/// A unit of systemd's, by its cgroup's name, or any whose name begins so; no longer than [`LONGEST_UNIT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit<'a> {
+    Named(&'a str),
+    Beginning(&'a str),
 }
 
 /// Where the kernel keeps the names of a process's cgroup and of those above.
@@ -51,8 +61,8 @@ const DEEPEST: i32 = 12;
 // On the stack, below the frame pointer.
 const POINTER: i16 = -8;
 const NAME: i16 = POINTER - NAME_LEN as i16;
-/// A cgroup's name with its end; see [`crate::config::LONGEST_UNIT`].
-const NAME_LEN: i32 = 256;
+/// A cgroup's name with its end.
+const NAME_LEN: i32 = LONGEST_UNIT as i32 + 1;
 
 // linux/bpf.h, enum bpf_func_id.
 const GET_CURRENT_TASK: i32 = 35;
@@ -192,7 +202,7 @@ impl Code {
 
     /// Jumps when the calling process is in the cgroup of one of these units, or below it. Goes down from the root: level
     /// 1 is a slice, services come after it.
-    fn jump_if_unit(&mut self, units: &[String], layout: &Layout, to: Label) {
+    fn jump_if_unit(&mut self, units: &[Unit], layout: &Layout, to: Label) {
         let (again, done) = (self.label(), self.label());
         self.push(CALL, 0, 0, 0, GET_CURRENT_TASK);
         self.push(MOV, CGROUP, R0, 0, 0);
@@ -214,17 +224,20 @@ impl Code {
         self.push(MOV, R3, WALK, 0, 0);
         self.read_kernel(PROBE_READ_KERNEL_STR, NAME, NAME_LEN);
         for unit in units {
-            self.jump_if_name(unit, to);
+            self.jump_if_name(*unit, to);
         }
         self.push(ADD_K, LEVEL, 0, 0, 1);
         self.jump_if(JLE, LEVEL, DEEPEST, again);
         self.place(done);
     }
 
-    /// Compares eight bytes at a time, the end of the name included; what is behind it on the stack is masked away.
-    fn jump_if_name(&mut self, name: &str, to: Label) {
+    /// Compares eight bytes at a time, the end of a whole name included; what is behind it on the stack is masked away.
+    fn jump_if_name(&mut self, unit: Unit, to: Label) {
         let other = self.label();
-        let bytes = [name.as_bytes(), &[0]].concat();
+        let bytes = match unit {
+            Unit::Named(name) => [name.as_bytes(), &[0]].concat(),
+            Unit::Beginning(name) => name.as_bytes().to_vec(),
+        };
         for (at, chunk) in bytes.chunks(8).enumerate() {
             let padded = |fill: u8| {
                 let mut word = [0; 8];
@@ -247,8 +260,8 @@ impl Code {
 
     fn finish(mut self) -> Vec<u64> {
         for (at, label) in self.jumps {
-            // Distances count from the next instruction. The longest list of units is far from what 16 bits hold: see
-            // config::MOST_UNITS.
+            // Distances count from the next instruction. The longest list of units that may be configured is far from what
+            // 16 bits hold.
             self.instructions[at].3 = (self.labels[label.0] as i64 - at as i64 - 1) as i16;
         }
         let encode = |(operation, to, from, offset, value): (u8, u8, u8, i16, i32)| {

@@ -8,7 +8,7 @@
 pub(crate) enum Error {
     #[error("it is cut off or damaged")]
     Damaged,
-    #[error("it holds a kind of type ({0}) that this version of lsm-guest does not know")]
+    #[error("it holds a kind of type ({0}) that this version of LSM does not know")]
     Unknown(u8),
     #[error("it has no {0}")]
     Absent(String),
@@ -117,7 +117,8 @@ fn trailer(kind: u8, count: usize) -> Result<usize, Error> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, Error> {
-    crate::netlink::u32_at(bytes, at).ok_or(Error::Damaged)
+    let word = bytes.get(at..).and_then(|from| from.first_chunk());
+    word.map(|word| u32::from_ne_bytes(*word)).ok_or(Error::Damaged)
 }
 
 #[cfg(test)]
