@@ -24,6 +24,8 @@ pub enum Owner {
 
 /// On the kernel's command line: the VM is a whole distribution.
 pub const WORD: &str = "lab.distribution";
+/// Beside it: the VM is what its disk makes of it, and writes to that.
+pub const AS_IT_IS: &str = "lab.as-it-is";
 /// What the lab puts onto it, inside the initramfs.
 pub(crate) const ONTO: &str = "/onto";
 /// Modules of the kernel that it needs.
@@ -81,10 +83,11 @@ pub fn disk() -> Result<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/distribution");
     let entries =
         fs::read_dir(&directory).during(|| format!("read {}; run tests/install --tests", directory.display()))?;
-    let mut disks =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "ext4"));
-    disks
-        .next()
+    let disks = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "ext4"));
+    // Another checkout that shares the cache may have made another.
+    let newest = disks.max_by_key(|entry| entry.metadata().and_then(|data| data.modified()).ok());
+    newest
+        .map(|entry| entry.path())
         .ok_or_else(|| LabError::Other(format!("no disk in {}; run tests/install --tests", directory.display())))
 }
 
@@ -159,13 +162,32 @@ pub(crate) fn onto(
 /// In the list of files: a symbolic link.
 pub(crate) const LINK: u32 = 0;
 
-/// In the VM, as its first process: goes over to the distribution, for good.
+/// In the VM, as its first process: goes over to the distribution, for good. `as_it_is`: see [`AS_IT_IS`].
 ///
 /// # Errors
 /// The kernel's. Nothing else will do then.
-pub fn enter() -> io::Result<std::convert::Infallible> {
+pub fn enter(as_it_is: bool) -> io::Result<std::convert::Infallible> {
     let none = None::<&str>;
-    for directory in ["/disk", "/memory", "/whole"] {
+    fs::create_dir_all("/whole")?;
+    if as_it_is {
+        mount(Some("/dev/vda"), "/whole", Some("ext4"), MsFlags::MS_NOATIME, none)?;
+    } else {
+        lay_over()?;
+    }
+    for moved in ["/dev", "/proc", "/sys", "/run"] {
+        mount(Some(moved), format!("/whole{moved}").as_str(), none, MsFlags::MS_MOVE, none)?;
+    }
+    std::env::set_current_dir("/whole")?;
+    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    nix::unistd::chroot(".")?;
+    std::env::set_current_dir("/")?;
+    Ok(nix::unistd::execv(c"/lib/systemd/systemd", &[CString::from(c"systemd")])?)
+}
+
+/// The disk as it was made, what the lab puts onto it, and memory for what is written.
+fn lay_over() -> io::Result<()> {
+    let none = None::<&str>;
+    for directory in ["/disk", "/memory"] {
         fs::create_dir_all(directory)?;
     }
     mount(Some("/dev/vda"), "/disk", Some("ext4"), MsFlags::MS_RDONLY | MsFlags::MS_NOATIME, none)?;
@@ -176,15 +198,7 @@ pub fn enter() -> io::Result<std::convert::Infallible> {
     mount(Some("overlay"), "/whole", Some("overlay"), MsFlags::empty(), layers)?;
     copy(Path::new(ONTO), Path::new("/whole"))?;
     fs::create_dir_all("/whole/usr/lib/lab")?;
-    fs::copy("/init", "/whole/usr/lib/lab/init")?;
-    for moved in ["/dev", "/proc", "/sys", "/run"] {
-        mount(Some(moved), format!("/whole{moved}").as_str(), none, MsFlags::MS_MOVE, none)?;
-    }
-    std::env::set_current_dir("/whole")?;
-    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
-    nix::unistd::chroot(".")?;
-    std::env::set_current_dir("/")?;
-    Ok(nix::unistd::execv(c"/lib/systemd/systemd", &[CString::from(c"systemd")])?)
+    fs::copy("/init", "/whole/usr/lib/lab/init").map(drop)
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {

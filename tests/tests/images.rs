@@ -11,7 +11,9 @@ use std::{
 
 use lsm_tests::{
     connections::{Connections, move_with_connections},
-    distribution, needs,
+    distribution,
+    image::ImageBuilder,
+    needs,
     packages::{Packages, sources},
     shell::{Result, chain, run},
     stage::{Stage, StageOptions, lacking},
@@ -40,24 +42,35 @@ fn debootstrap(packages: &Packages) -> PathBuf {
 
 /// The lab's root filesystem with networkd, and what these commands of debugfs put into it.
 fn disk_with(packages: &Packages, commands: &str) -> PathBuf {
-    fs::write(packages.directory().join("debugfs"), format!("{NETWORKD}{commands}")).unwrap();
+    let image = packages.directory().join("image.ext4");
+    run(Command::new("cp").arg("--sparse=always").arg(distribution::disk().unwrap()).arg(image)).unwrap();
+    put(packages, &format!("{NETWORKD}{commands}"))
+}
+
+/// Into the image, by these commands of debugfs.
+fn put(packages: &Packages, commands: &str) -> PathBuf {
+    fs::write(packages.directory().join("debugfs"), commands).unwrap();
     // debugfs succeeds whatever becomes of its commands, and repeats each; what else it says in letters is an error.
-    let script = "cp --sparse=always \"$0\" image.ext4 && cp lsm-guest_*.deb lsm-guest.deb && \
-                  debugfs -w -f debugfs image.ext4 >said 2>&1 && ! grep -v -e '^debugfs' -e '^Allocated inode: ' -e '^$' said >&2";
-    let mut put = Command::new("sh");
-    run(put.current_dir(packages.directory()).args(["-euc", script]).arg(distribution::disk().unwrap())).unwrap();
+    let script = "debugfs -w -f debugfs image.ext4 >said 2>&1 && ! grep -v -e '^debugfs' -e '^Allocated inode: ' -e '^$' said >&2";
+    run(Command::new("sh").current_dir(packages.directory()).args(["-euc", script])).unwrap();
     packages.directory().join("image.ext4")
+}
+
+/// What [`SEED`] puts there.
+fn write_seed(packages: &Packages, user_data: &str) {
+    let write = |name: &str, text: &str| fs::write(packages.directory().join(name), text).unwrap();
+    write("user-data", user_data);
+    write("meta-data", "instance-id: lab\n");
+    write("network-config", "version: 2\nethernets:\n  eth0: {dhcp4: true}\n");
 }
 
 /// A disk with cloud-init, which hears at its first boot what the recipe says.
 fn cloud_init(packages: &Packages) -> PathBuf {
     let recipe = fs::read_to_string(sources().join("packaging/images/cloud-init/user-data")).unwrap();
-    let write = |name: &str, text: &str| fs::write(packages.directory().join(name), text).unwrap();
-    write("user-data", &recipe.replace("PACKAGE_URL", "file:///lsm-guest.deb"));
-    write("meta-data", "instance-id: lab\n");
-    write("network-config", "version: 2\nethernets:\n  eth0: {dhcp4: true}\n");
-    write("lab.cfg", CLOUD_CFG);
-    disk_with(packages, SEED)
+    write_seed(packages, &recipe.replace("PACKAGE_URL", "file:///lsm-guest.deb"));
+    fs::write(packages.directory().join("lab.cfg"), CLOUD_CFG).unwrap();
+    let package = packages.files("deb").remove(0);
+    disk_with(packages, &format!("{CLOUD_INIT}{SEED}write {} /lsm-guest.deb\n", package.display()))
 }
 
 /// With its connections, the agent being there by the recipe alone.
@@ -66,11 +79,17 @@ fn moves_there(stage: &Stage) -> Result<()> {
     move_with_connections(stage, "dallas")
 }
 
-/// When cloud-init has come to its end, without an error, and leaves the spare alone from now on.
-fn moves_with_cloud_init(stage: &Stage) -> Result<()> {
+/// cloud-init has come to its end, without an error.
+fn cloud_init_ends(stage: &Stage) -> Result<()> {
     let ended = "until test -e /run/cloud-init/result.json; do sleep 1; done; cat /run/cloud-init/result.json";
     let result = stage.guest.exec_within(ended, LIMIT)?.stdout;
     assert!(result.contains("\"errors\": []"), "{result}");
+    Ok(())
+}
+
+/// When cloud-init leaves the spare alone from now on.
+fn moves_with_cloud_init(stage: &Stage) -> Result<()> {
+    cloud_init_ends(stage)?;
     stage.guest.must("lsm-guest check | grep -E '^good +cloud-init +configures no network$'")?;
     moves_there(stage)
 }
@@ -102,6 +121,57 @@ fn virt_customize(packages: &Packages) -> PathBuf {
     let said = run(recipe.arg(&image)).unwrap();
     assert!(said.ends_with("machine-id:\n"), "the VMs made of it would have one machine ID: {said}");
     image
+}
+
+/// The recipe's, from the lab's root filesystem with cloud-init and a server for SSH instead of a cloud's image. It has no
+/// boot loader: Packer's QEMU is told of a kernel.
+fn packer(packages: &Packages) -> PathBuf {
+    let directory = packages.directory();
+    fs::write(directory.join("lab.cfg"), PACKER_CLOUD_CFG).unwrap();
+    let base = disk_with(packages, &format!("{CLOUD_INIT}{SSH}"));
+    // Of the CD drive, and what is on the CD.
+    let boot = ImageBuilder::new("6.12").disk(&base).module("ata_piix").module("sr_mod").module("isofs");
+    let boot = boot.build().unwrap();
+    let words = format!(
+        "console=ttyS0 net.ifnames=0 mitigations=off lsm=none {} {}",
+        distribution::WORD,
+        distribution::AS_IT_IS
+    );
+    let variables = serde_json::json!({
+        "package": packages.files("deb")[0],
+        "image": base,
+        "checksum": "none",
+        "output": directory.join("output"),
+        "accelerator": "tcg",
+        "qemuargs": [
+            ["-cpu", "max"],
+            ["-kernel", boot.kernel],
+            ["-initrd", boot.initramfs],
+            ["-append", words],
+            ["-serial", format!("file:{}", directory.join("console").display())],
+        ],
+    });
+    fs::write(directory.join("lab.pkrvars.json"), variables.to_string()).unwrap();
+    let mut recipe = Command::new("unshare");
+    recipe.current_dir(directory).args(["--net", "sh", "-euc", PACKER]).arg(sources().join("packaging/images/packer"));
+    let said = run(&mut recipe).unwrap();
+    // "lsm-guest check --bake", in the VM.
+    assert!(said.contains("lsm-guest.service is enabled") && !said.contains("BAD"), "{said}");
+    assert!(said.contains("configures the network at an instance's first boot, and not again"), "{said}");
+    assert!(said.ends_with("machine-id:\n"), "the VMs made of it would have one machine ID: {said}");
+    // Which a cloud would give it.
+    write_seed(packages, "");
+    put(packages, SEED)
+}
+
+/// As any cloud's VM at its first boot, and without the user that Packer came in as.
+fn moves_as_new(stage: &Stage) -> Result<()> {
+    cloud_init_ends(stage)?;
+    stage.guest.must("id debian && test -e /etc/ssh/ssh_host_ed25519_key")?;
+    let left =
+        stage.guest.must("grep -rs packer /etc/passwd /etc/shadow /etc/group /etc/sudoers.d /etc/ssh; ls /home")?;
+    assert_eq!(left, "debian\n", "what is left of Packer");
+    moves_there(stage)
 }
 
 /// As it was built: agent, units, bus policy and network are the image's.
@@ -165,20 +235,36 @@ cloud_config_modules: [runcmd]
 cloud_final_modules: [scripts-user]
 ";
 
+/// And for Packer those that make its user, the host's keys and passwords.
+const PACKER_CLOUD_CFG: &str = "datasource_list: [NoCloud]
+system_info: {network: {renderers: [networkd]}}
+cloud_init_modules: [users-groups, ssh]
+cloud_config_modules: [set-passwords]
+cloud_final_modules: []
+";
+
 const NETWORKD: &str = "symlink /etc/systemd/system/multi-user.target.wants/systemd-networkd.service /lib/systemd/system/systemd-networkd.service\n";
 
 const FIRST_CARD: &str = "[Match]\nName=eth0\n\n[Network]\nDHCP=yes\n";
 
-/// Where cloud-init's data source and the package are on its disk, and that cloud-init runs.
-const SEED: &str = "mkdir /var/lib/cloud
+/// cloud-init runs.
+const CLOUD_INIT: &str = "mkdir /var/lib/cloud
 mkdir /var/lib/cloud/seed
-mkdir /var/lib/cloud/seed/nocloud
+write lab.cfg /etc/cloud/cloud.cfg.d/10-lab.cfg
+rm /etc/systemd/system-generators/cloud-init-generator
+";
+
+/// Where its data source is.
+const SEED: &str = "mkdir /var/lib/cloud/seed/nocloud
 write user-data /var/lib/cloud/seed/nocloud/user-data
 write meta-data /var/lib/cloud/seed/nocloud/meta-data
 write network-config /var/lib/cloud/seed/nocloud/network-config
-write lab.cfg /etc/cloud/cloud.cfg.d/10-lab.cfg
-write lsm-guest.deb /lsm-guest.deb
-rm /etc/systemd/system-generators/cloud-init-generator
+";
+
+/// A server for SSH as Debian's images have it, and one owner of the network cards.
+const SSH: &str = "symlink /etc/systemd/system/sshd.service /lib/systemd/system/ssh.service
+symlink /etc/systemd/system/multi-user.target.wants/ssh.service /lib/systemd/system/ssh.service
+symlink /etc/systemd/system/NetworkManager.service /dev/null
 ";
 
 const MKOSI_ITSELF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cache/tools/mkosi");
@@ -217,6 +303,16 @@ env SUPERMIN_KERNEL="$kernel/vmlinuz" SUPERMIN_KERNEL_VERSION="$release" SUPERMI
 echo "machine-id:$(debugfs -R 'cat /etc/machine-id' "$2" 2>/dev/null)"
 "#;
 
+/// The recipe in $0, in a network of its own. Packer is not to ask anybody whether there is a newer one.
+const PACKER: &str = r#"
+ip link set lo up
+export CHECKPOINT_DISABLE=1 HOME="$PWD" TMPDIR="$PWD" PACKER_CACHE_DIR="$PWD/cache"
+packer build -color=false -var-file=lab.pkrvars.json "$0/lsm.pkr.hcl" >said 2>&1 || { cat said; tail -n 100 console; exit 1; } >&2
+qemu-img convert -O raw output/lsm-vm.qcow2 image.ext4
+cat said
+echo "machine-id:$(debugfs -R 'cat /etc/machine-id' image.ext4 2>/dev/null)"
+"#;
+
 #[test]
 fn debootstrap_s_image_boots_moves_and_is_upgraded_meanwhile() {
     if lacking_tools(&[]) {
@@ -244,6 +340,15 @@ fn virt_customize_s_image_boots_and_moves() {
     }
     let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
     boots(virt_customize(&packages), moves_there);
+}
+
+#[test]
+fn packer_s_image_boots_and_moves() {
+    if lacking_tools(&["/usr/bin/packer", "/usr/bin/xorriso"]) {
+        return;
+    }
+    let packages = Packages::build(&["--format", "deb", "lsm-guest"]).unwrap();
+    boots(packer(&packages), moves_as_new);
 }
 
 #[test]

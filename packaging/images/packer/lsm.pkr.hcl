@@ -1,14 +1,6 @@
-# lsm-guest in whatever Packer builds: packer build -var package=/path/lsm-guest_0.1.0_amd64.deb lsm.pkr.hcl
-# Here with the QEMU builder and Debian's cloud image; the provisioners are the same for any other builder.
-packer {
-  required_plugins {
-    qemu = {
-      source  = "github.com/hashicorp/qemu"
-      version = ">= 1.1.0"
-    }
-  }
-}
-
+# lsm-guest in whatever Packer builds: packer init . && packer build -var package=/path/lsm-guest_0.1.0_amd64.deb .
+# Before Packer 1.7 without init, and lsm.pkr.hcl instead of the directory: plugins.pkr.hcl is for those that need plugins.
+# Here with the QEMU builder, xorriso, and Debian's cloud image; the provisioners are the same for any other builder.
 variable "package" {
   type = string
 }
@@ -18,19 +10,47 @@ variable "image" {
   default = "https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-generic-amd64.qcow2"
 }
 
+variable "checksum" {
+  type    = string
+  default = "file:https://cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS"
+}
+
+variable "output" {
+  type    = string
+  default = "output"
+}
+
+# "tcg" where there is no KVM.
+variable "accelerator" {
+  type    = string
+  default = "kvm"
+}
+
+# Further ones of QEMU's.
+variable "qemuargs" {
+  type    = list(list(string))
+  default = []
+}
+
 source "qemu" "debian" {
   iso_url          = var.image
-  iso_checksum     = "file:https://cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS"
+  iso_checksum     = var.checksum
   disk_image       = true
-  ssh_username     = "debian"
-  ssh_password     = "packer"
-  shutdown_command = "sudo shutdown -P now"
-  # The user that Packer comes in as, gone with the first boot of a copy.
+  skip_resize_disk = true
+  output_directory = var.output
+  vm_name          = "lsm-vm.qcow2"
+  accelerator      = var.accelerator
+  headless         = true
+  # The VM can be reached from this machine only.
+  qemuargs = concat([["-netdev", "user,id=user.0,hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22"]], var.qemuargs)
   cd_label = "cidata"
-  cd_content = {
-    "meta-data" = ""
-    "user-data" = "#cloud-config\npassword: packer\nchpasswd: {expire: false}\nssh_pwauth: true\n"
-  }
+  cd_files = ["${path.root}/seed/meta-data", "${path.root}/seed/user-data"]
+
+  ssh_username = "packer"
+  ssh_password = "packer"
+  ssh_timeout  = "15m"
+  # Last of all goes the user that Packer came in as.
+  shutdown_command = "sudo sh -c 'rm /etc/sudoers.d/90-cloud-init-users; userdel --force --remove packer; shutdown -P now'"
 }
 
 build {
@@ -46,6 +66,14 @@ build {
   }
   provisioner "shell" {
     execute_command = "sudo {{ .Path }}"
-    inline          = ["sh /tmp/provision /tmp/${basename(var.package)}"]
+    inline = [
+      "cloud-init status --wait",
+      "sh /tmp/provision /tmp/${basename(var.package)}",
+      "rm /tmp/provision /tmp/${basename(var.package)}",
+      # Each VM made of the image has its own first boot, machine ID and host keys.
+      "cloud-init clean --logs",
+      "rm -f /etc/ssh/ssh_host_* /etc/ssh/sshd_config.d/50-cloud-init.conf",
+      "truncate --size 0 /etc/machine-id",
+    ]
   }
 }

@@ -114,8 +114,10 @@ fn network() -> io::Result<()> {
 
 /// Where the VM is one, nothing after it is ours to do.
 fn distribution() -> io::Result<()> {
-    if fs::read_to_string("/proc/cmdline")?.split_whitespace().any(|word| word == distribution::WORD) {
-        distribution::enter()?;
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let said = |what: &str| line.split_whitespace().any(|word| word == what);
+    if said(distribution::WORD) {
+        distribution::enter(said(distribution::AS_IT_IS))?;
     }
     Ok(())
 }
