@@ -6,10 +6,13 @@ use std::{net::IpAddr, thread, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    capture::{Capture, Scope},
     connections::address,
     cores::Cores,
     demo::{Mode, timeline},
-    measure::{Window, datagram_gap, datagram_loss, milliseconds, rtt_median_ms, rtt_series, throughput},
+    measure::{
+        Window, datagram_gap, datagram_loss, milliseconds, network_rtt_ms, rtt_median_ms, rtt_series, throughput,
+    },
     shell::{LabError, Result, program, run},
     stage::{Stage, StageOptions, TCP, UDP},
     topology::{SiteLinks, TopologyOptions},
@@ -55,6 +58,9 @@ pub struct Seen {
     /// The same as the client's TCP measures it (`ss`): without the programs at both ends.
     #[serde(default)]
     pub tcp_rtt: Option<[f64; 2]>,
+    /// And what the network alone takes of it: from the client's card to the VM's, and back.
+    #[serde(default)]
+    pub network_rtt: Option<[f64; 2]>,
     pub pause: f64,
     /// From the beginning of the move.
     pub throughput: Vec<(f64, f64)>,
@@ -154,7 +160,7 @@ impl Journeys {
         let (mut bulk, _) = self.client(&ClientOptions { probe: Duration::from_secs(3600), ..slow.clone() })?;
         let (probe, opened) = self.client(&ClientOptions { listen: 5004, ..slow })?;
         let calm = timeline::now();
-        thread::sleep(CALM);
+        let network_rtt = self.network_rtt()?;
         let known = subflows(self.stage.topology.ns("client").command("ss")).map_err(lab)?;
         let token = opened.first().and_then(|connection| token_of(connection, &known));
         let tcp_rtt = tcp_rtt(&known, token);
@@ -164,7 +170,7 @@ impl Journeys {
         let moments = self.go(AWAY)?;
         let ended = bulk.end_bulk(BULK).map_err(lab)?.until;
         let quiet = timeline::now();
-        thread::sleep(CALM);
+        let network_rtt = network_rtt.zip(self.network_rtt()?).map(<[f64; 2]>::from);
         let known = subflows(self.stage.topology.ns("client").command("ss")).map_err(lab)?;
         let tcp_rtt = tcp_rtt.zip(self::tcp_rtt(&known, token)).map(<[f64; 2]>::from);
         let (bulk, probe) = (bulk.stop().map_err(lab)?, probe.stop().map_err(lab)?);
@@ -202,10 +208,22 @@ impl Journeys {
             mbit: [rate(begun + SECOND, started), rate(started, resumed), rate(resumed + STEADY, ended)],
             rtt: [rtt(calm)?, rtt(quiet)?],
             tcp_rtt,
+            network_rtt,
             pause: milliseconds(resumed.saturating_sub(stopped)),
             throughput: since(throughput(&bulk, shown, SECOND / 10)),
             rtts: since(rtt_series(&probe, shown)),
         })
+    }
+
+    /// Of the traffic that there is now, for as long as it is looked at.
+    fn network_rtt(&self) -> Result<Option<f64>> {
+        let [client, host] = ["client", self.stage.guest.site()?.name()].map(|ns| {
+            let scope = Scope { namespace: Some(self.stage.topology.ns(ns).path()), ..Scope::default() };
+            Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
+        });
+        let (client, host) = (client?, host?);
+        thread::sleep(CALM);
+        Ok(network_rtt_ms(&client.stop().frames, &host.stop().frames))
     }
 
     /// Moves the VM to the other site, wherever it is, under a stream of datagrams to the address that it has.

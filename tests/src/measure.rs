@@ -6,12 +6,14 @@ use crate::traffic::Nanos;
 mod direct;
 mod gaps;
 mod loss;
+mod network;
 mod paths;
 mod series;
 
 pub use direct::{Move, to_client, to_vm};
 pub use gaps::{DatagramLoss, Gap, datagram_gap, datagram_loss, longest_gap, longest_gap_of_all};
 pub use loss::{Tap, lost_frames};
+pub use network::network_rtt_ms;
 pub use paths::{Flow, Usage, joins, on_direct, usage};
 pub use series::{rtt_median_ms, rtt_series, throughput};
 
