@@ -6,7 +6,7 @@ use std::{net::IpAddr, thread, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    capture::{Capture, Scope},
+    capture::{Capture, Mac, Packet, Scope},
     connections::address,
     cores::Cores,
     demo::{Mode, timeline},
@@ -72,6 +72,9 @@ pub struct Seen {
 pub struct Silence {
     pub gap_ms: f64,
     pub pause_ms: f64,
+    /// From the end of the pause to the VM's first answer, seen on the host where it is: the VM's own.
+    #[serde(default)]
+    pub answer_ms: Option<f64>,
     pub lost: u64,
 }
 
@@ -217,13 +220,15 @@ impl Journeys {
 
     /// Of the traffic that there is now, for as long as it is looked at.
     fn network_rtt(&self) -> Result<Option<f64>> {
-        let [client, host] = ["client", self.stage.guest.site()?.name()].map(|ns| {
-            let scope = Scope { namespace: Some(self.stage.topology.ns(ns).path()), ..Scope::default() };
-            Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
-        });
-        let (client, host) = (client?, host?);
+        let client = self.capture("client", vec![])?;
+        let host = self.capture(self.stage.guest.site()?.name(), vec![])?;
         thread::sleep(CALM);
         Ok(network_rtt_ms(&client.stop().frames, &host.stop().frames))
+    }
+
+    fn capture(&self, place: &str, macs: Vec<Mac>) -> Result<Capture> {
+        let scope = Scope { namespace: Some(self.stage.topology.ns(place).path()), macs, ..Scope::default() };
+        Capture::start(scope).map_err(|error| LabError::Other(error.to_string()))
     }
 
     /// Moves the VM to the other site, wherever it is, under a stream of datagrams to the address that it has.
@@ -238,18 +243,28 @@ impl Journeys {
         let (mut client, _) = self.client(&ClientOptions { udp: Some(UDP), ..plain })?;
         thread::sleep(Duration::from_secs(1));
         let to = if self.stage.guest.site()?.name() == HOME { AWAY } else { HOME };
+        let domain = self.stage.guest.domain();
+        let macs = [&domain.mac_a, &domain.mac_b].into_iter().filter_map(|mac| mac.parse::<lsm_protocol::Mac>().ok());
+        let arrival = self.capture(to, macs.map(|mac| mac.0).collect())?;
         let moments = self.go(to)?;
         thread::sleep(Duration::from_secs(2));
+        let arrival = arrival.stop();
         let seen = timeline::now() - SECOND;
         let log = client.take_log().map_err(lab)?;
         client.stop().map_err(lab)?;
         self.stage.settled(SETTLE)?;
         let Moments { started, stopped, resumed } = moments;
+        let answers = arrival.frames.iter().filter(|frame| {
+            let is_one = matches!(&frame.packet, Packet::Udp(datagram) if datagram.source.port() == UDP);
+            is_one && !frame.outgoing && frame.at > resumed
+        });
+        let answer = answers.map(|frame| frame.at).min().map(|at| milliseconds(at - resumed));
         let gap = datagram_gap(&log, Window { from: started, until: seen });
         let gap = gap.ok_or_else(|| LabError::Other("no datagram was answered".into()))?;
         Ok(Silence {
             gap_ms: milliseconds(gap.length),
             pause_ms: milliseconds(resumed.saturating_sub(stopped)),
+            answer_ms: answer,
             lost: datagram_loss(&log.datagrams, Window { from: 0, until: seen }).lost,
         })
     }
