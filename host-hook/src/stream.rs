@@ -68,7 +68,8 @@ struct Open {
     /// Migrations that copy now.
     count: usize,
     changes: Changes,
-    forced: Option<Forced>,
+    /// Whether it was tried; once, for as long as migrations copy.
+    forced: Option<Result<Forced, String>>,
 }
 
 /// Keeps the paths open. Dropped, they are closed with the last.
@@ -151,10 +152,11 @@ impl Streams {
         if self.open.borrow().forced.is_some() {
             return;
         }
-        match force(&self.directory).await {
-            Ok(forced) => self.open.borrow_mut().forced = Some(forced),
-            Err(why) => tracing::info!(why, "libvirt's sockets are Multipath TCP's only under mptcpize"),
+        let forced = force(&self.directory).await;
+        if let Err(why) = &forced {
+            tracing::info!(why, "libvirt's sockets are Multipath TCP's only under mptcpize");
         }
+        self.open.borrow_mut().forced = Some(forced);
     }
 
     fn note<T>(&self, change: impl FnOnce(&mut Changes) -> T) -> Result<(), StreamError> {

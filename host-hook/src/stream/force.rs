@@ -19,7 +19,7 @@ use tokio::{
 /// Where the unit listens, in the service's directory.
 const SOCKET: &str = "force.sock";
 /// For a process to start, and the kernel to take the program.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Of an answer, in bytes; a verifier's last words are long.
 const LONGEST: u64 = 16 * 1024;
 /// The source's end of the memory's stream is libvirt's daemon's, all others the QEMUs'. As libvirt names a VM's scope,
