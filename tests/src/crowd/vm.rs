@@ -222,7 +222,9 @@ impl Vm {
             let steps = reports[host].get(&self.name).into_iter().flatten();
             steps.rev().find(|(step, _)| step == name).map(|(_, at)| *at)
         };
-        let [stopped, leaving, over] = [at(0, "stopped"), at(1, "taking down"), at(1, "gone")];
+        // Of a stop among two hundred, the source may hear first from the other host, where the VM runs by then.
+        let stopped = at(0, "stopped").or(at(0, "departed"));
+        let [leaving, over] = [at(1, "taking down"), at(1, "gone")];
         let (Some(stopped), Some(leaving), Some(over)) = (stopped, leaving, over) else {
             return Err(LabError::Other(format!("{} has not been through all steps: {reports:?}", self.name)));
         };
