@@ -28,7 +28,7 @@ use crate::{
     image::static_program,
     netns::Netns,
     pki::Authority,
-    shell::{LabError, Result, wait_for},
+    shell::{LabError, Result, run, wait_for},
 };
 
 /// No move takes longer, however slow the machine: this, and so much more for each VM.
@@ -130,6 +130,20 @@ pub fn run_watched(hook: &Path, wireguard: bool) -> Result<Seen> {
         }
         let confined = [from, to].into_iter().filter(|host| host.is_confined()).count();
         Ok(Seen { confined, ..watch.stop()? })
+    })
+}
+
+/// Moves a VM with tunnels inside WireGuard between hosts with a round trip of 300 ms: so far apart that each may begin
+/// WireGuard's handshake before it has heard of the other's.
+///
+/// # Errors
+/// As of [`run_crowd`].
+pub fn run_distant(hook: &Path) -> Result<()> {
+    set(hook, More::Wireguard, |from, to, between| {
+        for near in [from.name, to.name] {
+            run(between.command("tc").args(["qdisc", "add", "dev", near, "root", "netem", "delay", "150ms"]))?;
+        }
+        move_all(1, from, to).map(drop)
     })
 }
 

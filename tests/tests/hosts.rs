@@ -19,6 +19,8 @@ use lsm_tests::{
     shell::{Process, run},
 };
 
+/// How often `lab-hosts` moves a VM between distant hosts.
+const DISTANT: usize = 5;
 const LIMIT: Duration = Duration::from_secs(180);
 /// Loads the profile, does it, and shows what the profile has stopped.
 const SCRIPT: &str = "export PATH=/bin:/sbin:/usr/bin:/usr/sbin; exec >/dev/ttyS0 2>&1
@@ -41,18 +43,19 @@ reboot -f
 const LIBVIRTD: &str = "[Service]\nExecStart=/bin/sh -c 'cp /bin/sleep /run/libvirtd; exec /run/libvirtd 600'\n";
 const HOST_TOML: &str = "name = \"here\"\n[tunnel]\naddress = \"192.0.2.1\"\n[stream]\npaths = [\"192.0.2.1\"]\n";
 /// What the hosts' services and the lab run.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "/usr/sbin/nft",
     "/usr/bin/wg",
     "/sbin/bridge",
     "/usr/bin/nsenter",
     "/usr/bin/unshare",
     "/usr/bin/setpriv",
+    "/sbin/tc",
     "/bin/mount",
     "/usr/bin/stdbuf",
     "/usr/libexec/coreutils/libstdbuf.so",
 ];
-const MODULES: [&str; 7] = ["wireguard", "vxlan", "veth", "bridge", "macvlan", "tun", "nft_meta_bridge"];
+const MODULES: [&str; 8] = ["sch_netem", "wireguard", "vxlan", "veth", "bridge", "macvlan", "tun", "nft_meta_bridge"];
 
 /// The package's profile for `lsm-hook`, as the kernel takes it: enforced, for the lab's copies of the program, and with the
 /// lab's directory as a local addition.
@@ -111,6 +114,8 @@ fn nothing_can_be_read_and_libvirt_is_forced_and_apparmor_stops_nothing() {
     assert!(hidden("readable") == 0 && hidden("vxlan") == 0 && hidden("other_udp") == 0);
     assert!(hidden("wireguard") > 0 && hidden("fragments") > 0, "full frames cross this network in pieces");
     assert_eq!((plain("confined"), hidden("confined")), (2, 2), "{}", console.join("\n"));
+    let distant = console.iter().filter(|line| *line == "lab-hosts: distant").count();
+    assert_eq!(distant, DISTANT, "{}", console.join("\n"));
     assert!(console.iter().any(|line| line == "lab-hosts: forced"), "{}", console.join("\n"));
     let denied: Vec<_> = console.iter().filter(|line| line.contains("apparmor=\"DENIED\"")).collect();
     assert!(denied.is_empty(), "{denied:#?}");

@@ -55,12 +55,21 @@ impl Arrival {
             .into_iter()
             .map(|(tunnel, mtu, far)| Ok((self.host.spec(tunnel, offer, self.saved.remote, mtu)?, far)))
             .collect();
-        let (facts, migration) = (self.facts.0.clone(), offer.migration);
+        let (facts, migration, host) = (self.facts.0.clone(), offer.migration, self.host.clone());
         tokio::task::spawn_local(async move {
+            let meet = async {
+                if let Err(error) = host.wireguard.meet(migration).await {
+                    tracing::warn!(%migration, error = story(&error), "the hosts may not hear each other through WireGuard");
+                }
+                std::future::pending().await
+            };
             let tried = match specs {
                 Ok(specs) => {
                     let trials = specs.iter().map(|(spec, far)| full_frames::cross(spec, *far, migration));
-                    futures_util::future::try_join_all(trials).await.map(drop)
+                    tokio::select! {
+                        tried = futures_util::future::try_join_all(trials) => tried.map(drop),
+                        never = meet => never,
+                    }
                 }
                 Err(why) => {
                     tracing::warn!(%migration, %why, "the tunnels cannot be tried");

@@ -18,6 +18,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr},
     path::Path,
+    time::Duration,
 };
 
 use lsm_protocol::{MigrationId, Offer, WireguardEnd};
@@ -35,6 +36,9 @@ use crate::{
 
 /// The interface.
 pub const INTERFACE: &str = "lsmw";
+
+/// How long a handshake may take before it is begun again, and that one.
+const MEETING: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
 /// A tunnel's ends inside WireGuard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +203,34 @@ impl Wireguard {
         self.guard().await?;
         let set = open()?.set_peer(INTERFACE, &theirs.key, (remote, theirs.port), address_of(&theirs.key));
         set.map_err(failed("add the other host to WireGuard"))
+    }
+
+    /// Sees to it that the two hosts of a migration have shaken hands, where its tunnels are inside: on the host that tries
+    /// them. Where both begin at once, each gives up its own beginning for the other's and takes no answer to it; the kernel
+    /// tries again after 5 s (`REKEY_TIMEOUT`), but at once with a peer that is new to it.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn meet(&self, migration: MigrationId) -> Result<(), WireguardError> {
+        for wait in MEETING {
+            tokio::time::sleep(wait).await;
+            let _turn = self.turn.lock().await;
+            let used = self.uses.borrow().get(&migration).cloned();
+            let Some((theirs, (remote, _))) = used.and_then(|used| used.theirs.zip(used.tunnel)) else {
+                return Ok(());
+            };
+            let kernel = open()?;
+            let device = kernel.device(INTERFACE).map_err(failed("ask WireGuard about the other host"))?;
+            if device.met.contains(&theirs.key) {
+                return Ok(());
+            }
+            tracing::debug!(%migration, "begins WireGuard's handshake again");
+            let again = kernel
+                .remove_peer(INTERFACE, &theirs.key)
+                .and_then(|()| kernel.set_peer(INTERFACE, &theirs.key, (remote, theirs.port), address_of(&theirs.key)));
+            again.map_err(failed("add the other host to WireGuard again"))?;
+        }
+        Ok(())
     }
 
     /// Where the tunnels of a migration end inside; `None` where they are not inside.

@@ -4,9 +4,12 @@
 use std::process::ExitCode;
 
 use lsm_tests::{
-    crowd::{forced, run_forced, run_watched},
+    crowd::{forced, run_distant, run_forced, run_watched},
     shell::chain,
 };
+
+/// How often two distant hosts begin with WireGuard.
+const DISTANT: usize = 5;
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(forced::PROBE) {
@@ -20,6 +23,12 @@ fn main() -> ExitCode {
                 println!("lab-hosts: {encrypt}: {}", chain(&error));
                 return ExitCode::FAILURE;
             }
+        }
+    }
+    for _ in 0..DISTANT {
+        match run_distant(hook) {
+            Ok(()) => println!("lab-hosts: distant"),
+            Err(error) => println!("lab-hosts: distant: {}", chain(&error)),
         }
     }
     match run_forced(hook) {

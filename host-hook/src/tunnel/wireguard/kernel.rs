@@ -29,6 +29,7 @@ const PEER_PUBLIC_KEY: u16 = 1;
 const PEER_FLAGS: u16 = 3;
 const PEER_ENDPOINT: u16 = 4;
 const PEER_KEEPALIVE: u16 = 5;
+const PEER_LAST_HANDSHAKE: u16 = 6;
 const PEER_ALLOWED: u16 = 9;
 const ALLOWED_FAMILY: u16 = 1;
 const ALLOWED_ADDRESS: u16 = 2;
@@ -48,6 +49,8 @@ pub(crate) struct Device {
     pub(super) port: u16,
     /// Public keys.
     pub(super) peers: Vec<Key>,
+    /// Of those with whom it has shaken hands since they were added.
+    pub(super) met: Vec<Key>,
 }
 
 /// An open socket.
@@ -181,6 +184,10 @@ pub(crate) fn understood(answer: &[u8], device: &mut Device) {
                 for (_, peer) in attributes(value) {
                     let key = attributes(peer).find(|(kind, _)| *kind == PEER_PUBLIC_KEY);
                     let key = key.and_then(|(_, key)| Key::try_from(key).ok());
+                    // A time; zero before there was one.
+                    let met =
+                        |(kind, at): (u16, &[u8])| kind == PEER_LAST_HANDSHAKE && at.iter().any(|byte| *byte != 0);
+                    device.met.extend(key.filter(|_| attributes(peer).any(met)));
                     // One with many addresses comes in pieces.
                     device.peers.extend(key.filter(|key| device.peers.last() != Some(key)));
                 }
@@ -244,6 +251,7 @@ mod tests {
                 nest(peers, 0, |peer| {
                     attribute(peer, PEER_PUBLIC_KEY, &[key; 32]);
                     attribute(peer, PEER_ENDPOINT, &socket_address(([192, 0, 2, 1].into(), 7)));
+                    attribute(peer, PEER_LAST_HANDSHAKE, &[if key == 2 { 7 } else { 0 }; 16]);
                 });
             }
         };
@@ -253,7 +261,8 @@ mod tests {
         let mut device = Device::default();
         understood(&first, &mut device);
         understood(&second, &mut device);
-        assert_eq!(device, Device { key: [1; 32], port: 16_520, peers: vec![[2; 32], [3; 32], [4; 32]] });
+        let (peers, met) = (vec![[2; 32], [3; 32], [4; 32]], vec![[2; 32]]);
+        assert_eq!(device, Device { key: [1; 32], port: 16_520, peers, met });
         for length in 0..first.len() {
             understood(&first[..length], &mut Device::default());
         }
