@@ -21,7 +21,7 @@ use lsm_tests::{
 
 /// How often `lab-hosts` moves a VM between distant hosts.
 const DISTANT: usize = 5;
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(400);
 /// Loads the profile, does it, and shows what the profile has stopped.
 const SCRIPT: &str = "export PATH=/bin:/sbin:/usr/bin:/usr/sbin; exec >/dev/ttyS0 2>&1
 mount -t securityfs none /sys/kernel/security
