@@ -162,7 +162,7 @@ fn measure(one: &Benchmark, options: &BenchOptions, notes: &mut Notes, say: &mut
                     let why = format!("{}: {}", point.key, crate::shell::chain(&error));
                     say(&progress.line(&why), false);
                     failures += 1;
-                    notes.put(FAILED, why.into())?;
+                    notes.put(FAILED, why.chars().take(LONGEST).collect::<String>().into())?;
                     if failures == MOST_FAILURES {
                         return Err(error);
                     }
@@ -221,6 +221,8 @@ fn write(options: &BenchOptions) -> Result<()> {
     fs::write(&path, text).during(|| format!("write {}", path.display()))
 }
 
+/// Of a failure, in characters; what is in no number needs no more.
+const LONGEST: usize = 300;
 /// More than the lab itself makes of it.
 const BUSY: f64 = 4.0;
 
