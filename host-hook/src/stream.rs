@@ -3,8 +3,8 @@
 //! libvirt's and QEMU's sockets are made Multipath TCP's by the kernel, or they were started under `mptcpize`, and the
 //! kernel's path manager says which paths such a connection takes. Both are set here for as long as migrations copy, and
 //! put back: each path is an endpoint, `subflow` where the VM leaves and `signal` where it comes to (mptcp.7); the limits
-//! let them all be used, and TCP's windows may grow to what several long paths hold. Whatever speaks plain TCP, or meets a host or a firewall
-//! without Multipath TCP, takes one path as before.
+//! let them all be used, and TCP's windows may grow to what several long paths hold. Whatever speaks plain TCP, or meets a
+//! host or a firewall without Multipath TCP, takes one path as before.
 
 mod carried;
 mod force;
