@@ -1,6 +1,6 @@
 //! The way to a guest: dialled until it answers, for as long as somebody wants to speak to it.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, ops::Range, os::fd::AsRawFd as _, path::PathBuf, time::Duration};
 
 use lsm_protocol::{
     FromGuest, ToGuest,
@@ -11,11 +11,14 @@ use tokio::{net::UnixStream, sync::mpsc, task::JoinHandle};
 use crate::{
     keys::KeyOf,
     line::{Line, LineError, Stream},
+    random::random,
     story,
 };
 
 /// Where the agent listens on vsock.
 const PORT: u32 = 19_539;
+/// Source ports, which the kernel gives to the privileged alone.
+const PORTS: Range<u32> = 512..1024;
 /// CIDs below are not guests (linux/vm_sockets.h): 0 the hypervisor, 1 loopback, 2 the host itself.
 const FIRST_GUEST_CID: u32 = 3;
 /// A guest that has just arrived is there within milliseconds; one that boots takes seconds.
@@ -184,7 +187,8 @@ async fn dial(address: &Address) -> Result<Line, LineError> {
     }
 }
 
-/// From a source port below 1024, which the agent demands.
+/// From a source port below 1024, which the agent demands: any of [`PORTS`]. Not always the same: a guest that has just
+/// arrived, or is just being left, still has the last connection from that port, and takes a new one for a part of it.
 async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, socket};
     if cid < FIRST_GUEST_CID {
@@ -193,13 +197,14 @@ async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     let connected = tokio::task::spawn_blocking(move || {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         let any = nix::libc::VMADDR_CID_ANY;
-        let bound = (512..1024)
-            .rev()
-            .any(|port| bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(any, port)).is_ok());
+        let first = u32::from(u16::from_ne_bytes(random()?));
+        let bound = (0..PORTS.len() as u32)
+            .map(|offset| PORTS.start + (first + offset) % PORTS.len() as u32)
+            .any(|port| bind(fd.as_raw_fd(), &VsockAddr::new(any, port)).is_ok());
         if !bound {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "no vsock port below 1024 is free"));
         }
-        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &VsockAddr::new(cid, PORT))?;
+        connect(fd.as_raw_fd(), &VsockAddr::new(cid, PORT))?;
         Ok(fd)
     });
     let fd = connected.await.map_err(io::Error::other)??;

@@ -15,7 +15,8 @@ use crate::{
     dial,
     host::Host,
     line::{Line, LineError},
-    peer, story,
+    peer::{self, Channel},
+    story,
 };
 
 const AGAIN: Duration = Duration::from_millis(200);
@@ -62,7 +63,7 @@ async fn keep(
         let address = &configured.address;
         let tcp = dial::connect(&host.directory, &name, address);
         let failure = match peer::connect_by(&host.identity, &name, address, tcp).await {
-            Ok(channel) => match in_time(Line::call(Box::new(channel), Wire::Stream, None)).await {
+            Ok(channel) => match greet(channel).await {
                 Ok(line) => {
                     wait = AGAIN;
                     match speak(line, &mut unsent, &mut outbox, &news).await {
@@ -122,6 +123,14 @@ async fn speak(
             },
         }
     }
+}
+
+/// Says Hello to a peer that was called.
+///
+/// # Errors
+/// It speaks no version that this host does, or says nothing in time.
+pub async fn greet(channel: Channel) -> Result<Line, LineError> {
+    in_time(Line::call(Box::new(channel), Wire::Stream, None)).await
 }
 
 /// A line whose other end says Hello within [`HELLO`], whichever called.

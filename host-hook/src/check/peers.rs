@@ -7,6 +7,7 @@ use lsm_protocol::finding::Finding;
 use crate::{
     config::Config,
     peer::{self, Identity, PeerError},
+    peer_line,
     story,
 };
 
@@ -81,7 +82,13 @@ pub(super) fn reachable(config: &Config) -> Vec<Finding> {
         async move {
             let what = format!("peer {name}");
             match peer::connect(identity, name, &peer.address).await {
-                Ok(_) => Finding::good(what, format!("{} answers, and takes this host's calls", peer.address)),
+                Ok(channel) => match peer_line::greet(channel).await {
+                    Ok(line) => {
+                        line.close().await;
+                        Finding::good(what, format!("{} answers, and takes this host's calls", peer.address))
+                    }
+                    Err(error) => Finding::bad(what, story(&error), format!("ssh {name} systemctl status lsm-hook")),
+                },
                 Err(error) => {
                     let fix = way_out(name, &config.name, &error);
                     Finding::bad(what, story(&error), fix)
