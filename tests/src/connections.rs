@@ -8,6 +8,7 @@ use std::{
 use crate::{
     shell::{LabError, Result, program, wait_for},
     stage::{Stage, TCP},
+    topology::Topology,
     traffic::{
         self, ClientOptions, ClientProcess, Connection, ConnectionLog, Counters, Log, Nanos, Origin, Subflow,
         TrafficError,
@@ -88,16 +89,16 @@ impl Connections {
         let period = Duration::from_millis(100);
         let base = quiet(&addresses(stage)?);
         let options = ClientOptions { connections: 2, accept: 0, plain: 2, chunk: LARGE, period, ..base };
-        Connections::begin(stage, spawn(stage, &options)?)
+        Connections::begin(&stage.topology, spawn(&stage.topology, &options)?)
     }
 
     fn open_as(stage: &Stage, options: &ClientOptions) -> Result<Connections> {
-        let client = spawn(stage, options)?;
+        let client = spawn(&stage.topology, options)?;
         let to = stage.topology.client().into_iter().map(|client| SocketAddr::new(client, options.listen));
         let to: String = to.map(|to| format!(" --to {to}")).collect();
         let open = format!("chrt -f 10 lsm-traffic open{to} --count {}", options.accept);
         stage.guest.spawn("open", &open)?;
-        Connections::begin(stage, client)
+        Connections::begin(&stage.topology, client)
     }
 
     /// So many by a client of its own to another port of the VM, none from it.
@@ -107,7 +108,7 @@ impl Connections {
     pub fn open_to(stage: &Stage, port: u16, multipath: u16) -> Result<Connections> {
         let base = quiet(&addresses(stage)?);
         let options = ClientOptions { tcp: port, connections: multipath, accept: 0, plain: 0, ..base };
-        Connections::begin(stage, spawn(stage, &options)?)
+        Connections::begin(&stage.topology, spawn(&stage.topology, &options)?)
     }
 
     /// Of a client of its own, beside the first: so many MPTCP and plain connections to the VM, and none from it.
@@ -115,22 +116,22 @@ impl Connections {
     /// # Errors
     /// One did not come about.
     pub fn open_more(stage: &Stage, multipath: u16, plain: u16) -> Result<Connections> {
-        Connections::open_at(stage, address(stage)?, multipath, plain)
+        Connections::open_at(&stage.topology, address(stage)?, multipath, plain)
     }
 
-    /// The same to any VM of the stage's, by its address.
+    /// The same to any VM, by its address.
     ///
     /// # Errors
     /// One did not come about.
-    pub fn open_at(stage: &Stage, address: IpAddr, multipath: u16, plain: u16) -> Result<Connections> {
+    pub fn open_at(topology: &Topology, address: IpAddr, multipath: u16, plain: u16) -> Result<Connections> {
         let options =
             ClientOptions { connections: multipath, listen: LISTEN_MORE, accept: 0, plain, ..quiet(&[address]) };
-        Connections::begin(stage, spawn(stage, &options)?)
+        Connections::begin(topology, spawn(topology, &options)?)
     }
 
-    fn begin(stage: &Stage, mut client: ClientProcess) -> Result<Connections> {
+    fn begin(topology: &Topology, mut client: ClientProcess) -> Result<Connections> {
         let opened = client.ready(Duration::from_secs(30)).map_err(lab)?;
-        let known = traffic::subflows(stage.topology.ns("client").command("ss")).map_err(lab)?;
+        let known = traffic::subflows(topology.ns("client").command("ss")).map_err(lab)?;
         let token = |connection: &Connection| traffic::token_of(connection, &known);
         let named = opened.into_iter().filter_map(|connection| token(&connection).map(|token| (connection, token)));
         let named = named.collect();
@@ -144,8 +145,8 @@ impl Connections {
     ///
     /// # Errors
     /// `ss` failed there, or the kernel does not know one of them.
-    pub fn at_client(&self, stage: &Stage) -> Result<Vec<AtClient>> {
-        let client = stage.topology.ns("client");
+    pub fn at_client(&self, topology: &Topology) -> Result<Vec<AtClient>> {
+        let client = topology.ns("client");
         let subflows = traffic::subflows(client.command("ss")).map_err(lab)?;
         let counters = traffic::counters(client.command("ss")).map_err(lab)?;
         let of = |(connection, token): &(Connection, u32)| {
@@ -216,8 +217,8 @@ fn quiet(to: &[IpAddr]) -> ClientOptions {
     ClientOptions { tcp: TCP, udp: None, period: Duration::from_millis(40), ..ClientOptions::to_all(to) }
 }
 
-fn spawn(stage: &Stage, options: &ClientOptions) -> Result<ClientProcess> {
-    let mut command = stage.topology.ns("client").command("chrt");
+fn spawn(topology: &Topology, options: &ClientOptions) -> Result<ClientProcess> {
+    let mut command = topology.ns("client").command("chrt");
     command.args(["-f", "10"]).arg(program("lsm-traffic")?);
     ClientProcess::spawn(command, options).map_err(lab)
 }

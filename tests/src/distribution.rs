@@ -80,7 +80,19 @@ const SPARE: [&str; 2] = ["52:54:00:aa:00:02", "52:54:00:aa:01:02"];
 /// # Errors
 /// `tests/install --tests` has not run.
 pub fn disk() -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/distribution");
+    newest("distribution")
+}
+
+/// That of a host, with libvirt and QEMU.
+///
+/// # Errors
+/// As of [`disk`].
+pub fn host_disk() -> Result<PathBuf> {
+    newest("host")
+}
+
+fn newest(kind: &str) -> Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache").join(kind);
     let entries =
         fs::read_dir(&directory).during(|| format!("read {}; run tests/install --tests", directory.display()))?;
     let disks = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "ext4"));

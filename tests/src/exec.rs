@@ -7,13 +7,16 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::shell::{During as _, LabError, Result};
 
 /// The port's name.
 pub const PORT: &str = "org.lsm.lab.0";
@@ -29,13 +32,68 @@ pub struct Outcome {
     pub stderr: String,
 }
 
+/// Numbers this process's: a VM may still answer what it was asked before, and by others.
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
+
+/// The lab's end of it.
+#[derive(Debug)]
+pub(crate) struct Line {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+impl Line {
+    /// On the port's socket on the host.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub(crate) fn connect(path: &Path) -> Result<Line> {
+        let stream = UnixStream::connect(path).during(|| format!("connect to {}", path.display()))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).during(|| "set a time limit".into())?;
+        Ok(Line { stream, received: Vec::new() })
+    }
+
+    /// Has the VM run a command.
+    ///
+    /// # Errors
+    /// It does not answer in time; whether it has run it is unknown then.
+    pub(crate) fn ask(&mut self, command: &str, deadline: Instant) -> Result<Outcome> {
+        let id = u64::from(std::process::id()) << 32 | REQUESTS.fetch_add(1, Ordering::Relaxed);
+        self.stream.write_all(&request(id, command)).during(|| "send a command to the VM".into())?;
+        loop {
+            if let Some(outcome) = answer(&mut self.received, id) {
+                return Ok(outcome);
+            }
+            let mut chunk = [0; 65536];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(LabError::Other("the VM's port was closed".into())),
+                Ok(length) => self.received.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if Instant::now() > deadline {
+                        return Err(LabError::Other("no answer".into()));
+                    }
+                }
+                Err(error) => return Err(error).during(|| "read from the VM".into()),
+            }
+        }
+    }
+}
+
+/// Has the VM behind a port's socket run one command.
+///
+/// # Errors
+/// Nobody listens there, or the VM does not answer in time.
+pub fn ask(port: &Path, command: &str, limit: Duration) -> Result<Outcome> {
+    Line::connect(port)?.ask(command, Instant::now() + limit)
+}
+
 /// A request as it goes over the wire.
-pub(crate) fn request(id: u64, command: &str) -> Vec<u8> {
+fn request(id: u64, command: &str) -> Vec<u8> {
     format!("\x01lab {id} {}\n{command}", command.len()).into_bytes()
 }
 
 /// Takes the answer to request `id` from what was received, dropping what comes before it. `None`: not all there yet.
-pub(crate) fn answer(received: &mut Vec<u8>, id: u64) -> Option<Outcome> {
+fn answer(received: &mut Vec<u8>, id: u64) -> Option<Outcome> {
     let start = format!("\x01lab {id} ").into_bytes();
     let at = received.windows(start.len()).position(|window| window == start)?;
     received.drain(..at);

@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -11,7 +9,7 @@ use std::{
 
 use crate::{
     domain::Domain,
-    exec::{self, Outcome, answer, request},
+    exec::{self, Line, Outcome},
     shell::{During as _, LabError, Result},
     site::Site,
 };
@@ -29,9 +27,7 @@ pub struct Guest {
 struct Link {
     /// Index of the site where the VM was last.
     site: usize,
-    stream: Option<UnixStream>,
-    received: Vec<u8>,
-    next: u64,
+    line: Option<Line>,
 }
 
 impl Guest {
@@ -52,7 +48,7 @@ impl Guest {
     /// One that libvirt knows, or will know, on one of the sites.
     #[must_use]
     pub fn known(domain: &Domain, sites: &[Arc<Site>]) -> Guest {
-        let link = Link { site: 0, stream: None, received: Vec::new(), next: 1 };
+        let link = Link { site: 0, line: None };
         Guest { domain: domain.clone(), sites: sites.to_vec(), link: Mutex::new(link) }
     }
 
@@ -123,11 +119,11 @@ impl Guest {
             match self.try_once(&mut link, command, deadline) {
                 Ok(outcome) => return Ok(outcome),
                 Err(_) if Instant::now() < deadline => {
-                    link.stream = None;
+                    link.line = None;
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Err(source) => {
-                    link.stream = None;
+                    link.line = None;
                     return Err(LabError::Other(format!(
                         "the VM {} did not answer {command:?} within {limit:?}: {source}",
                         self.domain.name
@@ -138,34 +134,11 @@ impl Guest {
     }
 
     fn try_once(&self, link: &mut Link, command: &str, deadline: Instant) -> Result<Outcome> {
-        if link.stream.is_none() {
-            let path = self.locate(link)?;
-            let stream = UnixStream::connect(&path).during(|| format!("connect to {}", path.display()))?;
-            stream.set_read_timeout(Some(Duration::from_secs(1))).during(|| "set a time limit".into())?;
-            link.stream = Some(stream);
-            link.received.clear();
+        if link.line.is_none() {
+            link.line = Some(Line::connect(&self.locate(link)?)?);
         }
-        let Link { stream: Some(stream), received, next, .. } = link else {
-            return Err(LabError::Other("not connected".into()));
-        };
-        *next += 1;
-        stream.write_all(&request(*next, command)).during(|| "send a command to the VM".into())?;
-        loop {
-            if let Some(outcome) = answer(received, *next) {
-                return Ok(outcome);
-            }
-            let mut chunk = [0; 65536];
-            match stream.read(&mut chunk) {
-                Ok(0) => return Err(LabError::Other("the VM's port was closed".into())),
-                Ok(length) => received.extend_from_slice(&chunk[..length]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if Instant::now() > deadline {
-                        return Err(LabError::Other("no answer".into()));
-                    }
-                }
-                Err(error) => return Err(error).during(|| "read from the VM".into()),
-            }
-        }
+        let line = link.line.as_mut().ok_or_else(|| LabError::Other("not connected".into()))?;
+        line.ask(command, deadline)
     }
 
     /// Finds the site where the VM is, and its port's socket there.

@@ -23,6 +23,7 @@ pub mod family;
 pub mod faults;
 pub mod guest;
 pub mod host;
+pub mod hypervisor;
 pub mod image;
 pub mod journeys;
 pub mod lan;

@@ -2,6 +2,7 @@
 
 mod given;
 mod host_toml;
+mod image;
 
 use std::{
     io::Read as _,
@@ -17,7 +18,7 @@ use crate::{
     distribution::Owner,
     domain::{AGENT_PORT, Channel, Domain},
     guest::Guest,
-    image::{ImageBuilder, static_program},
+    image::static_program,
     lan::{Lan, LanOptions},
     needs,
     pki::Authority,
@@ -26,6 +27,8 @@ use crate::{
     topology::{Topology, TopologyOptions},
     vsock_device::VsockDevice,
 };
+
+pub use self::image::image;
 
 /// Where the VM's traffic program listens.
 pub const TCP: u16 = 5001;
@@ -172,38 +175,8 @@ impl Stage {
         mut prepare: impl FnMut(&Site) -> Result<()>,
     ) -> Result<Stage> {
         let hook = static_program("lsm-hook", "lsm-hook")?;
-        // The agent runs as its unit has it. The traffic has a real-time priority too: it is there to show what the
-        // network does, not how an emulated CPU divides its time over a queue of waiting frames.
-        let mut image = ImageBuilder::new(&options.kernel)
-            .program(&static_program("lsm-tests", "lsm-traffic")?)?
-            .service("traffic", &format!("chrt -f 10 /bin/lsm-traffic serve --tcp {TCP} --udp {UDP}"));
         let whole = options.distribution.is_some() || options.disk.is_some();
-        if options.agent && options.disk.is_none() {
-            let agent = static_program("lsm-guest", "lsm-guest")?;
-            image = match options.distribution {
-                None => image.program(&agent)?.service("lsm-guest", AGENT),
-                Some(_) => installed(image, &agent)?,
-            };
-        }
-        if let Some(owner) = options.distribution {
-            image = image.distribution(owner);
-        }
-        if let Some(disk) = &options.disk {
-            image = image.disk(disk);
-        }
-        for module in &options.modules {
-            image = image.module(module);
-        }
-        for program in &options.installed {
-            image = image.installed(program);
-        }
-        for name in &options.programs {
-            image = image.program(&static_program("lsm-tests", name)?)?;
-        }
-        if options.channel == Channel::VsockDevice {
-            image = image.module("vsock_loopback").program(&static_program("lsm-tests", "lab-vsock")?)?;
-        }
-        let image = image.build()?;
+        let image = image(options)?.build()?;
         told(&format!("built lsm-guest, lsm-hook and a VM with Linux {}", image.release));
         let kvm = accelerator::kvm_works(&image);
         let topology = Topology::new(&options.topology)?;
@@ -526,25 +499,4 @@ fn serve(site: &Site, hook: &Path) -> Result<Process> {
         LabError::Other(format!("{error}; it said: {log}"))
     })?;
     Ok(service)
-}
-
-/// The agent as it is installed: its files where packaging/README.md says.
-fn installed(image: ImageBuilder, agent: &Path) -> Result<ImageBuilder> {
-    let agent = std::fs::read(agent).during(|| format!("read {}", agent.display()))?;
-    let bus = include_bytes!("../../packaging/org.lsm.Guest1.conf");
-    Ok(image
-        .file("/usr/sbin/lsm-guest", 0o755, agent)
-        .file("/etc/dbus-1/system.d/org.lsm.Guest1.conf", 0o644, *bus)
-        .file("/etc/tmpfiles.d/lsm.conf", 0o644, *include_bytes!("../../packaging/tmpfiles.conf"))
-        .file(
-            "/etc/systemd/system/lsm-guest-scripts@.service",
-            0o644,
-            *include_bytes!("../../systemd/lsm-guest-scripts@.service"),
-        )
-        .file(
-            "/etc/systemd/system/lsm-guest-scripts.socket",
-            0o644,
-            *include_bytes!("../../systemd/lsm-guest-scripts.socket"),
-        )
-        .unit("lsm-guest", include_str!("../../systemd/lsm-guest.service")))
 }

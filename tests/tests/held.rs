@@ -65,7 +65,7 @@ fn the_held_address_is_direct_again_with_its_plain_connections() {
     let (stage, mut connections) = held("early");
     // These know the VM by its address of dallas alone.
     let there = address(&stage, "eth1");
-    let mut others = Connections::open_at(&stage, there, 1, 1).unwrap();
+    let mut others = Connections::open_at(&stage.topology, there, 1, 1).unwrap();
     let case = "the way back";
     told(&stage, case, stage.migrate("montreal"));
     assert_eq!(stage.guest.site().unwrap().name(), "montreal");

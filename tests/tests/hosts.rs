@@ -64,7 +64,10 @@ fn profile() -> Vec<u8> {
     for (from, to) in [
         ("/usr/sbin/lsm-hook", "/tmp/lsm-crowd-*/*/lsm-hook"),
         ("flags=(complain,attach_disconnected)", "flags=(attach_disconnected)"),
-        ("include if exists <local/usr.sbin.lsm-hook>", "/tmp/lsm-crowd-*/** rwk,\n  /tmp/lsm-crowd-*/*/virsh rPUx,"),
+        (
+            "include if exists <local/usr.sbin.lsm-hook>",
+            "/tmp/lsm-crowd-*/** rwk,\n  /tmp/lsm-crowd-*/*/virsh rix,\n  /{usr/,}bin/** rix,",
+        ),
     ] {
         assert!(text.contains(from), "{from}");
         text = text.replace(from, to);

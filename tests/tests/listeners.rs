@@ -40,12 +40,12 @@ fn a_listener_at_the_old_address_alone_keeps_its_connections_there_and_back() {
         assert!(listeners().contains(&format!("{bound}:{PORT}")), "{}", listeners());
         let here = address(&stage).unwrap();
         assert_ne!(here, bound);
-        for one in connections.at_client(&stage).unwrap() {
+        for one in connections.at_client(&stage.topology).unwrap() {
             let by_port = |port: u16| ANNOUNCED.contains(&port);
             let moved = one.subflows.iter().all(|s| s.remote.ip() == here && by_port(s.remote.port()) && !s.backup);
             assert!(moved && !one.subflows.is_empty(), "move {count}: {one:?}");
         }
-        for one in others.at_client(&stage).unwrap() {
+        for one in others.at_client(&stage.topology).unwrap() {
             assert!(one.subflows.iter().all(|subflow| subflow.remote.ip() == here), "move {count}: {one:?}");
         }
         let report = stage.guest_history().unwrap().pop().unwrap();

@@ -39,7 +39,7 @@ fn one(stage: &Stage, connections: &mut Connections, count: usize) -> Vec<AtClie
     let report = stage.guest_history().unwrap().pop().unwrap();
     let sums = &report["sums"];
     let all: u64 = sums.as_object().unwrap().values().map(|number| number.as_u64().unwrap()).sum();
-    let seen = connections.at_client(stage).unwrap();
+    let seen = connections.at_client(&stage.topology).unwrap();
     println!(
         "move {count} to {to}: {} of {all} joined beforehand, {} late; switched to withdrawn in {} ms, settled {} ms after \
          virsh ended; add_addr_accepted and further subflows at the client: {}, opened by the VM: {}",
@@ -83,7 +83,7 @@ fn again_and_again(kernel: &str) {
         StageOptions { kernel: kernel.into(), policy: "switch = \"early\"".into(), ..StageOptions::default() };
     let stage = Stage::set(&options, |what| eprintln!("{what}")).unwrap();
     let mut connections = Connections::open_busy(&stage, BY_CLIENT, BY_VM).unwrap();
-    assert_eq!(connections.at_client(&stage).unwrap().len(), usize::from(BY_CLIENT + BY_VM), "all are MPTCP");
+    assert_eq!(connections.at_client(&stage.topology).unwrap().len(), usize::from(BY_CLIENT + BY_VM), "all are MPTCP");
     for count in 1..=moves() {
         let seen = one(&stage, &mut connections, count);
         let here = address(&stage).unwrap();

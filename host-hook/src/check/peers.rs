@@ -7,8 +7,7 @@ use lsm_protocol::finding::Finding;
 use crate::{
     config::Config,
     peer::{self, Identity, PeerError},
-    peer_line,
-    story,
+    peer_line, story,
 };
 
 /// Time to issue another.

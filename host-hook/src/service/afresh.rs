@@ -1,5 +1,5 @@
 //! What became of the VMs while no event told it (this service was away, or libvirt was): libvirt is asked, and every
-//! migration hears how things are. A VM that runs unknown to us, since its hooks found nobody, becomes known.
+//! migration hears how things are. A VM that is here unknown to us, since its hooks found nobody, becomes known.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ pub(super) struct Found {
     /// The question that this answers.
     number: u64,
     states: BTreeMap<Uuid, State>,
-    /// Managed VMs that run here and were not known.
+    /// Managed VMs that are here and were not known.
     unknown: Vec<Domain>,
 }
 
@@ -65,7 +65,7 @@ impl Service {
         let told = std::mem::take(&mut self.question.told);
         for vm in unknown.iter().filter_map(|domain| Vm::of(domain, &self.host.config)) {
             if !told.contains(&vm.uuid) {
-                tracing::info!(vm = vm.name, "found running here");
+                tracing::info!(vm = vm.name, "found here");
                 self.started(vm, false);
             }
         }

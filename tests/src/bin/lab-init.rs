@@ -1,4 +1,5 @@
-//! The first process of the lab's VMs: mounts, modules, network, services, and the lab's commands.
+//! The first process of the lab's VMs: mounts, modules, network, services, and the lab's commands. In a VM that is a host
+//! itself, `ask SOCKET COMMAND` has such a command run by a VM of its own.
 
 use std::{
     ffi::CStr,
@@ -6,18 +7,25 @@ use std::{
     io,
     path::Path,
     process::{Command, ExitCode, Stdio},
+    time::Duration,
 };
 
-use lsm_tests::{distribution, exec};
+use lsm_tests::{distribution, exec, shell::chain};
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
     sys::wait::wait,
 };
 
+/// A command's time, in a VM of a VM.
+const ASK: Duration = Duration::from_secs(30);
+
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("exec") {
-        return serve();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["exec"] => return serve(),
+        ["ask", socket, command] => return ask(Path::new(socket), command),
+        _ => {}
     }
     // After a failure the VM stays up: its console says what failed.
     for (what, result) in [
@@ -142,4 +150,19 @@ fn serve() -> ExitCode {
         println!("lab-init: {}: {error}", port.display());
     }
     ExitCode::FAILURE
+}
+
+/// Its output and its status.
+fn ask(socket: &Path, command: &str) -> ExitCode {
+    match exec::ask(socket, command, ASK) {
+        Ok(outcome) => {
+            print!("{}", outcome.stdout);
+            eprint!("{}", outcome.stderr);
+            u8::try_from(outcome.status).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+        Err(error) => {
+            eprintln!("lab-init: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -147,8 +147,16 @@ impl Host {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.join("log"));
         let log = log.during(|| "make the log".into())?;
         let errors = log.try_clone().during(|| "share the log".into())?;
-        let mut command = self.command(&self.hook);
-        command.arg("serve").arg("--config").arg(self.dir.join("host.toml")).stdout(log).stderr(errors);
+        // As the unit has it: AppArmor lets nothing leave its profile then.
+        let mut command = self.command(Path::new("setpriv"));
+        command
+            .args(["--no-new-privs", "--"])
+            .arg(&self.hook)
+            .arg("serve")
+            .arg("--config")
+            .arg(self.dir.join("host.toml"))
+            .stdout(log)
+            .stderr(errors);
         *service = Some(Process::start(self.name, &mut command)?);
         let serves = wait_for("the service", Duration::from_secs(10), || self.status().ok());
         serves.map(drop).map_err(|error| LabError::Other(format!("{error}; {}", self.last_words())))
