@@ -40,6 +40,15 @@ impl Hypervisor {
     pub fn boot(topology: &Topology, name: &str, image: &Image, directory: &Path) -> Result<Hypervisor> {
         let (plan, network) = (topology.site(name), topology.ns(name));
         let (console, port) = (directory.join(format!("{name}.console")), directory.join(format!("{name}.port")));
+        let cards: String = CARDS.iter().map(|card| format!("tuntap add host-{card} mode tap\n")).collect();
+        network.ip(&format!(
+            "{cards}addr flush dev wan\nlink del {SPARE_BRIDGE}\nlink set host-lan master {} up\n\
+             link add br-wan type bridge forward_delay 0 mcast_snooping 0\nlink set wan master br-wan\n\
+             link set host-wan master br-wan up\nlink set br-wan up\n\
+             link add br-second type bridge forward_delay 0 mcast_snooping 0\nlink set second master br-second\n\
+             link set host-second master br-second up\nlink set br-second up\n",
+            plan.bridge
+        ))?;
         let mut qemu = network.command("qemu-system-x86_64");
         let accelerator = if accelerator::kvm_works(image) { "kvm" } else { "tcg,thread=multi" };
         qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", "max", "-m", "2048", "-smp", "2", "-nodefaults"]);
@@ -63,14 +72,6 @@ impl Hypervisor {
         let vm = Process::start(name, qemu.stdout(Stdio::null()))?;
         let begun = Instant::now();
         let line = Mutex::new(wait_for("QEMU", Duration::from_secs(10), || Line::connect(&port).ok())?);
-        network.ip(&format!(
-            "addr flush dev wan\nlink del {SPARE_BRIDGE}\nlink set host-lan master {} up\n\
-             link add br-wan type bridge forward_delay 0 mcast_snooping 0\nlink set wan master br-wan\n\
-             link set host-wan master br-wan up\nlink set br-wan up\n\
-             link add br-second type bridge forward_delay 0 mcast_snooping 0\nlink set second master br-second\n\
-             link set host-second master br-second up\nlink set br-second up\n",
-            plan.bridge
-        ))?;
         let host = Hypervisor { name: name.into(), console, line, _vm: vm };
         host.exec("true", BOOT)
             .map_err(|error| LabError::Other(format!("{error}\nIts console:\n{}", host.console())))?;
