@@ -12,7 +12,6 @@ use std::{
 
 use lsm_tests::{
     accelerator,
-    distribution::{self, Owner},
     image::{Image, ImageBuilder, static_program},
     needs,
     packages::sources,
@@ -32,16 +31,6 @@ dmesg | grep apparmor
 sync
 /usr/bin/reboot -f
 ";
-/// Shows what "lsm-hook check" finds of libvirt's sockets, which asks the unit.
-const FORCED: &str = "exec >/dev/ttyS0 2>&1
-systemctl start lsm-hook-force.socket libvirtd
-lsm-hook check
-journalctl --no-pager -o cat -u 'lsm-hook-force@*'
-sync
-reboot -f
-";
-const LIBVIRTD: &str = "[Service]\nExecStart=/bin/sh -c 'cp /bin/sleep /run/libvirtd; exec /run/libvirtd 600'\n";
-const HOST_TOML: &str = "name = \"here\"\n[tunnel]\naddress = \"192.0.2.1\"\n[stream]\npaths = [\"192.0.2.1\"]\n";
 /// What the hosts' services and the lab run.
 const PROGRAMS: [&str; 10] = [
     "/usr/sbin/nft",
@@ -124,42 +113,14 @@ fn nothing_can_be_read_and_libvirt_is_forced_and_apparmor_stops_nothing() {
     assert!(denied.is_empty(), "{denied:#?}");
 }
 
-/// The unit's sandbox lets it do that, in a whole Debian with a real systemd; libvirt's daemon is a name there.
-#[test]
-fn the_unit_that_forces_libvirt_may_do_it() {
-    let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox"];
-    let disk = || distribution::disk().err().map(|error| error.to_string());
-    if needs::lacking(needs::missing(&files, "run tests/install").or_else(disk)) {
-        return;
-    }
-    let mut image = ImageBuilder::new("6.12").distribution(Owner::Networkd).service("forced", "/bin/sh /forced");
-    image = image.file("/forced", 0o600, FORCED).file("/etc/lsm/host.toml", 0o600, HOST_TOML);
-    image = image.file("/etc/systemd/system/libvirtd.service", 0o644, LIBVIRTD);
-    for unit in ["lsm-hook-force.socket", "lsm-hook-force@.service"] {
-        let text = fs::read(sources().join("systemd").join(unit)).unwrap();
-        image = image.file(&format!("/etc/systemd/system/{unit}"), 0o644, text);
-    }
-    let hook = fs::read(static_program("lsm-hook", "lsm-hook").unwrap()).unwrap();
-    image = image.file("/usr/sbin/lsm-hook", 0o755, hook);
-    let console = boot(&image.build().unwrap());
-    let found = console.iter().find(|line| line.contains("libvirtd") && line.contains("stream"));
-    let found = found.unwrap_or_else(|| panic!("{}", console.join("\n")));
-    assert!(found.starts_with("good") && found.contains("(BPF)"), "{}", console.join("\n"));
-}
-
 /// Until it ends by itself: what it said.
 fn boot(image: &Image) -> Vec<String> {
     let accelerator = if accelerator::kvm_works(image) { "kvm" } else { "tcg" };
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-machine", "q35", "-accel", accelerator, "-m", "512", "-smp", "2", "-nodefaults", "-display", "none"]);
     qemu.args(["-no-reboot", "-serial", "stdio", "-kernel"]).arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
-    let mut words =
-        "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lsm=apparmor lab.name=hosts".to_owned();
-    if let Some(disk) = &image.disk {
-        words.push_str(&format!(" {}", distribution::WORD));
-        qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,readonly=on", disk.display()));
-    }
-    qemu.args(["-append", &words]);
+    let words = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on lsm=apparmor lab.name=hosts";
+    qemu.args(["-append", words]);
     let mut vm = Process::start("VM", qemu.stdout(Stdio::piped())).unwrap();
     let output = vm.child().stdout.take().unwrap();
     let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).collect::<Vec<_>>());

@@ -47,14 +47,17 @@ const MODULES: [&str; 11] = [
 /// Where they have what their VM boots.
 const KERNEL: &str = "/var/lib/libvirt/images/vmlinuz";
 const INITRAMFS: &str = "/var/lib/libvirt/images/initramfs";
-/// Moves the VM to $1, and says meanwhile whose connections are Multipath TCP's.
+/// Moves the VM, and says meanwhile where its QEMU has connections of Multipath TCP's, a line for each.
 const MIGRATE: &str = "
 rm -f /tmp/moved
-(virsh migrate --live vm \"qemu+tls://$1/system\" >/tmp/migrate.log 2>&1; echo $? >/tmp/moved) </dev/null &
-while [ ! -e /tmp/moved ]; do ss -MHtnp; sleep 0.5; done | grep '^mptcp' | grep -o '(\"[^\"]*' | sort -u
+(virsh migrate --live vm \"$@\" >/tmp/migrate.log 2>&1; echo $? >/tmp/moved) </dev/null &
+while [ ! -e /tmp/moved ]; do ss -MHtnp; sleep 0.5; done | awk '/^mptcp.*qemu-system/ { print $4, $5 }' | sort -u
 cat /tmp/migrate.log >&2
 exit $(cat /tmp/moved)
 ";
+/// All of the VM's disk.
+const DISK: &str = "/var/lib/libvirt/images/disk.qcow2";
+const WRITTEN: &str = "-P 7 0 40M";
 /// Much less than is copied, and much more than is said beside it.
 const MUCH: u64 = 10 << 20;
 const LITTLE: u64 = 1 << 20;
@@ -108,6 +111,9 @@ impl Hosts {
             host
         });
         let mut domain = Domain::new("vm", vm, topology.site(NAMES[0]));
+        domain.devices = format!(
+            "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{DISK}'/><target dev='vda' bus='virtio'/></disk>"
+        );
         (domain.image.kernel, domain.image.initramfs) = (KERNEL.into(), INITRAMFS.into());
         (domain.kvm, domain.channel) = (hosts[0].exec("test -e /dev/kvm", LIMIT).unwrap().status == 0, Channel::Vsock);
         hosts[0]
@@ -128,10 +134,11 @@ impl Hosts {
         self.hosts[number].must(&format!("/usr/lib/lab/init ask \"{port}\" '{command}'"), LIMIT)
     }
 
-    /// From this host to the other, to the move's end: whose connections were Multipath TCP's meanwhile, and the source's
-    /// and the destination's report.
-    fn moves(&self, from: usize) -> (String, [Value; 2]) {
-        let forced = self.must(from, &format!("set -- {}\n{MIGRATE}", NAMES[1 - from]));
+    /// From this host to the other with its disk, to the move's end: how many connections of Multipath TCP's there were, and
+    /// the source's and the destination's report.
+    fn moves(&self, from: usize, how: &str) -> (usize, [Value; 2]) {
+        let to = NAMES[1 - from];
+        let forced = self.must(from, &format!("set -- --copy-storage-all {how} qemu+tls://{to}/system\n{MIGRATE}"));
         let reports = [from, 1 - from].map(|number| {
             wait_for("the move to be over", LIMIT, || {
                 let status: Value = serde_json::from_str(&self.must(number, "lsm-hook status --json")).unwrap();
@@ -141,7 +148,7 @@ impl Hosts {
             let history: Vec<Value> = serde_json::from_str(&self.must(number, "lsm-hook history --json")).unwrap();
             history.into_iter().next_back().unwrap()
         });
-        (forced, reports)
+        (forced.lines().count(), reports)
     }
 
     /// What each said of what it did, where something was not right.
@@ -198,20 +205,21 @@ fn a_vm_moves_between_whole_hosts() {
     let vm = hosts.topology.site(NAMES[0]).address(10).into();
     let mut connections = Connections::open_at(&hosts.topology, vm, 4, 0).unwrap();
 
-    let (forced, [source, destination]) = hosts.moves(0);
-    println!("{forced}\n{source:#}\n{destination:#}\n{}", hosts.story());
-    assert!(forced.contains("qemu-system-x86"), "{forced}");
+    // The disk's and the memory's.
+    let (forced, [source, destination]) = hosts.moves(0, "--parallel --parallel-connections 2");
+    println!("{source:#}\n{destination:#}\n{}", hosts.story());
+    assert!(forced >= 3, "{forced} connections");
     assert!(sent(&source).iter().all(|bytes| *bytes > MUCH), "one path carried nearly all: {source}");
     assert_eq!(destination["guest"]["sums"]["moved"], 4, "{destination}");
+    let read = hosts.must(1, &format!("qemu-io -r -U -f qcow2 -c 'read {WRITTEN}' {DISK} 2>&1"));
+    assert!(read.contains("read 41943040/41943040") && !read.contains("failed"), "{read}");
     connections.alive().unwrap();
 
     // Without it, and back.
-    for number in [0, 1] {
-        hosts.must(number, "systemctl stop lsm-hook-force.socket");
-    }
-    let (forced, [source, destination]) = hosts.moves(1);
-    println!("{forced}\n{source:#}\n{destination:#}");
-    assert_eq!(forced, "");
+    each(|number| hosts.must(number, "systemctl stop lsm-hook-force.socket"));
+    let (forced, [source, destination]) = hosts.moves(1, "--postcopy --postcopy-after-precopy");
+    println!("{source:#}\n{destination:#}");
+    assert_eq!(forced, 0);
     assert!(sent(&source)[1] < LITTLE, "plain TCP on two paths: {source}");
     assert_eq!(destination["guest"]["sums"]["moved"], 4, "{destination}");
     connections.alive().unwrap();

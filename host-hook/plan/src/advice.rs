@@ -50,6 +50,11 @@ pub fn advise(at: &Situation, ways: &Predictions, can: Abilities) -> Advice {
              there the VM needs both hosts: a link that breaks then must come back (--postcopy-resume), or the VM is lost."
                 .to_owned(),
         );
+        why.push(
+            "libvirt refuses it where the destination keeps its QEMU from userfaultfd, as Debian does; there, first: \
+             sysctl -w vm.unprivileged_userfaultfd=1"
+                .to_owned(),
+        );
         match ways.auto_converge {
             Some(way) => why.push(format!(
                 "Where that must not be risked: --auto-converge instead, {:.0} s, of which the VM is held back for {:.0} s.",

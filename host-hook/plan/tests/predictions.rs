@@ -95,6 +95,7 @@ fn what_is_written_faster_than_it_is_sent_needs_another_way() {
     assert!(converged.slow > 10.0 && converged.seconds > post.seconds, "{converged:?}");
     let advice = advise(&vm, &ways, Abilities { compressed: false });
     assert_eq!(advice.flags, ["--live", "--postcopy", "--postcopy-after-precopy"]);
+    assert!(advice.why.iter().any(|sentence| sentence.contains("unprivileged_userfaultfd=1")), "{advice:?}");
 }
 
 #[test]

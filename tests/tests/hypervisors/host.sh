@@ -43,3 +43,7 @@ systemctl stop libvirtd
 systemctl enable --now libvirtd-tls.socket
 systemctl enable --now lsm-hook.socket
 systemctl start libvirtd
+
+qemu-img create -f qcow2 /var/lib/libvirt/images/disk.qcow2 64M
+# For post-copy.
+echo 1 >/proc/sys/vm/unprivileged_userfaultfd
