@@ -1,5 +1,7 @@
 //! `migrate begin`: who runs this VM, where do its vNICs belong here, and what is the source offered.
 
+mod locate;
+
 use std::{collections::BTreeMap, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use lsm_protocol::{
@@ -10,6 +12,7 @@ use lsm_protocol::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use self::locate::{LOCATE, Located, locate};
 use crate::{
     arrival::Saved,
     claims::Expected,
@@ -18,14 +21,11 @@ use crate::{
     domain::{Domain, DomainError, Plug, rewrite},
     hook::HookAnswer,
     host::{Host, SPARE_BRIDGE, vni},
-    peer_line::{self, PeerHandle, PeerNews},
+    peer_line::{PeerHandle, PeerNews},
     random::random,
     report::Account,
     tunnel::{self, wireguard::WireguardError},
 };
-
-/// A peer says whether it runs the VM within this: a handshake of three round trips and the question.
-const LOCATE: Duration = Duration::from_secs(3);
 
 /// So many VMs are looked for, offered and built for at a time; the others wait for their turn: each has to have its tunnels
 /// within [`destination::ACCEPT`], and the kernel builds one after the other.
@@ -169,15 +169,31 @@ pub async fn admit(
         enough(&peer, &mut news, vm, join, policy.min_survival).await?;
     }
     let migration = MigrationId(random().map_err(Refused::Random)?);
+    let home = TunnelId { mac: running.active, vni: vni(vm, running.active) };
+    let places = [
+        (home.mac, tunnel::bridge(home.vni), Some(home_lan)),
+        (new, lan.bridge.clone(), (join != Join::Never).then(|| lan_name.clone())),
+    ];
+    let waiting_xml = rewrite(xml, &plugs(host, &running, &places).await?)?;
+    let wireguard =
+        if host.config.encrypts() { Some(encrypt(host, &name, &peer, &mut news, migration).await?) } else { None };
     let expected = host.claims.expect(vm);
+    // Given out last: nobody would take it back.
+    let addressing = match addressing(host, lan_name, lan, vm) {
+        Ok(addressing) => addressing,
+        Err(refused) => {
+            host.disconnect(migration).await;
+            return Err(refused);
+        }
+    };
     let offer = Offer {
         migration,
         vm,
-        home: TunnelId { mac: running.active, vni: vni(vm, running.active) },
+        home,
         advance: TunnelId { mac: new, vni: vni(vm, new) },
         join,
         lan: lan_name.clone(),
-        addressing: addressing(host, lan_name, lan, vm)?,
+        addressing,
         mtu: lan.mtu as u16,
         underlay: underlay.address,
         port: underlay.port,
@@ -188,14 +204,6 @@ pub async fn admit(
         },
         lease: policy.lease.as_millis() as u64,
     };
-    let home_bridge = tunnel::bridge(offer.home.vni);
-    let places = [
-        (offer.home.mac, home_bridge, Some(home_lan)),
-        (new, lan.bridge.clone(), (offer.join != Join::Never).then(|| lan_name.clone())),
-    ];
-    let waiting_xml = rewrite(xml, &plugs(host, &running, &places).await?)?;
-    let wireguard =
-        if host.config.encrypts() { Some(encrypt(host, &name, &peer, &mut news, migration).await?) } else { None };
     let policy = Policy {
         unprepared: match policy.unprepared {
             config::Unprepared::Refuse => Unprepared::Refuse,
@@ -317,60 +325,6 @@ async fn plugs(host: &Host, running: &Running, named: &[(Mac, String, Option<Str
         made.map_err(|error| Refused::Here(Decline::Tunnel(crate::story(&error))))?;
     }
     Ok(plugs)
-}
-
-struct Located {
-    name: String,
-    running: Running,
-    round_trip: Duration,
-    peer: PeerHandle,
-    news: mpsc::UnboundedReceiver<PeerNews>,
-}
-
-/// Asks every peer at once who runs the VM.
-async fn locate(host: &Rc<Host>, vm: Uuid) -> Result<Located, Refused> {
-    if host.config.peers.is_empty() {
-        return Err(Refused::NoPeer);
-    }
-    let (found, mut answers) = mpsc::unbounded_channel();
-    for name in host.config.peers.keys().cloned() {
-        let (host, found) = (host.clone(), found.clone());
-        tokio::task::spawn_local(async move {
-            let _ = found.send(ask(host, name, vm).await);
-        });
-    }
-    drop(found);
-    let mut refusals = Vec::new();
-    while let Some(answer) = answers.recv().await {
-        match answer {
-            Ok(located) => return Ok(located),
-            Err(why) => refusals.push(why),
-        }
-    }
-    Err(Refused::NotFound(refusals.join("; ")))
-}
-
-async fn ask(host: Rc<Host>, name: String, vm: Uuid) -> Result<Located, String> {
-    let (peer, mut news) = peer_line::call(host, name.clone());
-    peer.tell(Peer::Locate { vm });
-    let mut round_trip = LOCATE;
-    let answer = async {
-        loop {
-            match news.recv().await {
-                Some(PeerNews::RoundTrip(time)) => round_trip = time,
-                Some(PeerNews::Said(Peer::Located { running: Some(running), .. })) => return Ok(running),
-                Some(PeerNews::Said(Peer::Located { running: None, .. })) => {
-                    return Err(format!("{name}: it does not run it"));
-                }
-                Some(PeerNews::Said(_)) => {}
-                Some(PeerNews::Failed(why)) => return Err(format!("{name}: {why}")),
-                None => return Err(format!("{name}: no line")),
-            }
-        }
-    };
-    let answer = tokio::time::timeout(LOCATE, answer).await;
-    let running = answer.unwrap_or_else(|_| Err(format!("{name}: no answer within {} s", LOCATE.as_secs())))?;
-    Ok(Located { name, running, round_trip, peer, news })
 }
 
 async fn need_bridge(host: &Host, name: &str, lan: &Lan) -> Result<(), Refused> {
