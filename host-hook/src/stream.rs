@@ -33,6 +33,9 @@ use crate::{clock, inventory::write_json, story};
 /// The kernel takes no more endpoints into account (`MPTCP_PM_ADDR_MAX`).
 pub const MOST_PATHS: usize = 8;
 
+/// What was changed, in the service's directory.
+const CHANGED: &str = "stream.json";
+
 /// Which end of the stream this host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -57,7 +60,6 @@ pub struct Streams {
     paths: Vec<IpAddr>,
     /// The service's.
     directory: PathBuf,
-    file: PathBuf,
     open: RefCell<Open>,
     /// One change after the other.
     turn: tokio::sync::Mutex<()>,
@@ -82,11 +84,13 @@ pub struct Passage {
 impl Streams {
     /// `state`: the service's directory, where an earlier service may have left what it changed.
     pub fn new(paths: &[IpAddr], state: &Path) -> Rc<Streams> {
-        let file = state.join("stream.json");
-        let changes = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let changes = fs::read(state.join(CHANGED))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
         let open = RefCell::new(Open { changes, ..Open::default() });
         let (paths, directory) = (paths.to_vec(), state.to_owned());
-        Rc::new(Streams { paths, directory, file, open, turn: tokio::sync::Mutex::default() })
+        Rc::new(Streams { paths, directory, open, turn: tokio::sync::Mutex::default() })
     }
 
     /// A migration is about to copy. `None`: there are no paths to open.
@@ -162,7 +166,8 @@ impl Streams {
     fn note<T>(&self, change: impl FnOnce(&mut Changes) -> T) -> Result<(), StreamError> {
         let mut open = self.open.borrow_mut();
         change(&mut open.changes);
-        write_json(&self.file, &open.changes).map_err(|error| StreamError::State(self.file.clone(), error))
+        let file = self.directory.join(CHANGED);
+        write_json(&file, &open.changes).map_err(|error| StreamError::State(file, error))
     }
 
     async fn restore(&self) {
@@ -183,7 +188,7 @@ impl Streams {
             }
         }
         self.open.borrow_mut().changes = Changes::default();
-        let _ = fs::remove_file(&self.file);
+        let _ = fs::remove_file(self.directory.join(CHANGED));
     }
 }
 
