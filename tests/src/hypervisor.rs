@@ -20,7 +20,7 @@ use crate::{
 /// From power on until systemd runs its services, all of it emulated, with another beside it.
 const BOOT: Duration = Duration::from_secs(180);
 /// Its network cards: the hosts' network, a second one, and the LAN of its VMs.
-pub const CARDS: [&str; 3] = ["wan", "second", "lan"];
+const CARDS: [&str; 3] = ["wan", "second", "lan"];
 
 /// Killed when dropped.
 #[derive(Debug)]

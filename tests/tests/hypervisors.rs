@@ -4,13 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use lsm_tests::{
     connections::Connections,
@@ -21,6 +15,7 @@ use lsm_tests::{
     needs,
     packages::{Packages, sources},
     shell::{Result, run, wait_for},
+    site::LabDir,
     stage::{self, StageOptions},
     topology::{SiteLinks, Topology, TopologyOptions},
 };
@@ -68,16 +63,11 @@ fn lacking() -> bool {
     needs::lacking(needs::missing(&files, "run tests/install --tests").or_else(disk))
 }
 
+/// And who is between them. Dropped in this order.
 struct Hosts {
-    topology: Topology,
     hosts: [Hypervisor; 2],
-    directory: PathBuf,
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
-    }
+    _lab: LabDir,
+    topology: Topology,
 }
 
 impl Hosts {
@@ -92,12 +82,11 @@ impl Hosts {
         for network in [montreal, dallas] {
             network.ip("link set second up\n").unwrap();
         }
-        let directory = std::env::temp_dir().join(topology.prefix());
-        fs::create_dir_all(&directory).unwrap();
+        let lab = LabDir::new(&topology).unwrap();
         let (vm, packages) = (vm_image(), Packages::build(&["--format", "deb"]).unwrap());
-        let image = image(&packages, &vm, &directory);
+        let image = image(&packages, &vm, lab.path());
         let hosts = each(|number| {
-            let host = Hypervisor::boot(&topology, NAMES[number], &image, &directory).unwrap();
+            let host = Hypervisor::boot(&topology, NAMES[number], &image, lab.path()).unwrap();
             let wan = |number| topology.site(NAMES[number]).wan;
             let (name, peer) = (NAMES[number], NAMES[1 - number]);
             let known = format!(
@@ -116,10 +105,9 @@ impl Hosts {
         );
         (domain.image.kernel, domain.image.initramfs) = (KERNEL.into(), INITRAMFS.into());
         (domain.kvm, domain.channel) = (hosts[0].exec("test -e /dev/kvm", LIMIT).unwrap().status == 0, Channel::Vsock);
-        hosts[0]
-            .must(&format!("virsh define /dev/stdin <<'END'\n{}\nEND\nvirsh start vm", domain.xml()), LIMIT)
-            .unwrap();
-        let set = Hosts { topology, hosts, directory };
+        let define = format!("virsh define /dev/stdin <<'END'\n{}\nEND\nvirsh start vm", domain.xml());
+        hosts[0].must(&format!("qemu-io -f qcow2 -c 'write {WRITTEN}' {DISK} && {define}"), LIMIT).unwrap();
+        let set = Hosts { hosts, _lab: lab, topology };
         wait_for("the VM's agent", LIMIT, || set.in_the_vm(0, "lsm-guest status").ok()).unwrap();
         set
     }
