@@ -17,6 +17,9 @@ use crate::{keys::KeyError, random::random};
 pub enum LineError {
     #[error("the other side closed the connection")]
     Closed,
+    /// Under TLS: it ended otherwise than by the other side's word.
+    #[error("the connection was cut off")]
+    Cut,
     #[error("the connection broke")]
     Broken(#[from] io::Error),
     #[error("the other side does not speak this protocol")]
@@ -161,9 +164,11 @@ impl Line {
                 }
                 Err(error) => return Err(error.into()),
             }
-            match self.stream.read(&mut buffer).await? {
-                0 => return Err(LineError::Closed),
-                n => self.decoder.push(&buffer[..n]),
+            match self.stream.read(&mut buffer).await {
+                Ok(0) => return Err(LineError::Closed),
+                Ok(n) => self.decoder.push(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(LineError::Cut),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Two hosts as people run them, each a machine of its own: Debian 12 with systemd, libvirt and QEMU as Debian has them, and
-//! LSM's package; a VM under KVM, reached over vsock. libvirt's sockets are made Multipath TCP's by BPF, and AppArmor
-//! confines whom it confines.
+//! LSM's package; a VM under KVM, reached over vsock, and tunnels inside WireGuard. libvirt's sockets are made Multipath
+//! TCP's by BPF, and AppArmor confines whom it confines.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
@@ -26,7 +26,7 @@ const NAMES: [&str; 2] = ["montreal", "dallas"];
 /// Their addresses on the second network between them.
 const SECOND: [&str; 2] = ["172.31.0.1", "172.31.0.2"];
 /// Of their kernels.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "kvm_amd",
     "kvm_intel",
     "vhost_vsock",
@@ -34,6 +34,7 @@ const MODULES: [&str; 11] = [
     "tun",
     "bridge",
     "vxlan",
+    "wireguard",
     "veth",
     "macvlan",
     "nft_meta_bridge",

@@ -29,6 +29,7 @@ cat >/etc/lsm/host.toml <<END
 name = "$name"
 [tunnel]
 address = "$wan"
+encrypt = "wireguard"
 [lan.$name]
 bridge = "br-$name"
 prefix = "10.$number.0.0/24"
