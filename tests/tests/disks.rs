@@ -28,13 +28,14 @@ struct Disk {
 }
 
 impl Disk {
-    /// Has the VM write one block after the other, all over the disk.
+    /// Has the VM write one block after the other, all over the disk, and not too quickly: to whoever copies each is a cluster
+    /// of 64 KiB, of which the disk has 768.
     fn write(&self, hosts: &Hosts) {
         let (begin, blocks) = (self.written, LENGTH / BLOCK);
         let script = format!(
             "i={begin}; rm -f /tmp/stop; while [ ! -e /tmp/stop ]; do printf '%0{BLOCK}d' $i >/tmp/block; \
              dd if=/tmp/block of={DEVICE} bs={BLOCK} seek=$((i * 61 % {blocks})) conv=notrunc,fsync || exit; \
-             i=$((i + 1)); echo $i >/tmp/written; done; touch /tmp/stopped"
+             i=$((i + 1)); echo $i >/tmp/written; sleep 0.05; done; touch /tmp/stopped"
         );
         hosts.stage.guest.must("rm -f /tmp/written /tmp/stopped").unwrap();
         hosts.stage.guest.spawn("blocks", &script).unwrap();
