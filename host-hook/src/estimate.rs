@@ -5,11 +5,12 @@ mod memory;
 mod way;
 mod words;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lsm_plan::{Abilities, Advice, Predictions, Situation, Watched, Writes, advise};
 use serde::Serialize;
 
+use self::memory::{Memory, Seen};
 use crate::{
     config::Config,
     domain::{Domain, DomainError},
@@ -93,14 +94,15 @@ pub async fn estimate(
         Some(mbit) => (mbit * way::MBIT, "--rate".to_owned()),
         None => way::rate(&peer.address).await.map_err(|why| EstimateError::NoRate { to: to.to_owned(), why })?,
     };
-    let seen = memory::look(&domain.name, stats.memory).unwrap_or_else(|why| {
+    let memory = Memory::open(&domain.name, stats.memory);
+    let seen = memory.as_ref().map_err(String::clone).and_then(Memory::look).unwrap_or_else(|why| {
         unsure.push(format!("{why}; all of the VM's memory is taken to be in use, and not to shrink when compressed"));
-        memory::Seen { data: stats.memory as f64, compressed: 1.0 }
+        Seen { data: stats.memory as f64, compressed: 1.0 }
     });
     if stats.power == Power::Paused {
         unsure.push("it is paused and writes nothing; what it would write when it runs is another matter".to_owned());
     }
-    let writes = watch(&place, vm, &stats, &mut told).await?;
+    let writes = watch(&place, vm, &stats, memory.ok().as_ref(), &mut told).await?;
     let situation = Situation {
         memory: stats.memory as f64,
         data: seen.data,
@@ -117,15 +119,28 @@ pub async fn estimate(
     Ok(Estimate { vm: domain.name, to: to.to_owned(), situation, ways, can, advice, rate_from, unsure })
 }
 
-async fn watch(place: &Place, vm: &str, stats: &Stats, told: &mut impl FnMut(&str)) -> Result<Writes, EstimateError> {
+/// By QEMU's own calculation, and where the memory can be looked at by more of its pages than that looks at.
+async fn watch(
+    place: &Place,
+    vm: &str,
+    stats: &Stats,
+    memory: Option<&Memory>,
+    told: &mut impl FnMut(&str),
+) -> Result<Writes, EstimateError> {
     if stats.power == Power::Paused {
         return Ok(Writes::default());
     }
     told(&format!("watching VM {vm} for {} s", WATCHED.iter().sum::<u32>()));
     let mut spans = Vec::new();
     for seconds in WATCHED {
+        let before = memory.and_then(|memory| Some((memory, Instant::now(), memory.prints().ok()?)));
         let dirtied = libvirt::dirtied(place, vm, seconds).await.map_err(|error| no_dirty_rate(vm, error))?;
-        spans.push(Watched { seconds: dirtied.within.as_secs_f64(), bytes: dirtied.bytes as f64 });
+        let own = before.and_then(|(memory, began, before)| {
+            let (seconds, after) = (began.elapsed().as_secs_f64(), memory.prints().ok()?);
+            Some(Watched { seconds, bytes: memory.changed(&before, &after) })
+        });
+        let told = Watched { seconds: dirtied.within.as_secs_f64(), bytes: dirtied.bytes as f64 };
+        spans.push(own.unwrap_or(told));
     }
     Ok(Writes::watched(&spans, stats.memory as f64))
 }
