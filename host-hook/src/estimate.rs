@@ -119,7 +119,7 @@ pub async fn estimate(
     Ok(Estimate { vm: domain.name, to: to.to_owned(), situation, ways, can, advice, rate_from, unsure })
 }
 
-/// By QEMU's own calculation, and where the memory can be looked at by more of its pages than that looks at.
+/// By QEMU's own calculation; or, if `memory` can be looked at and more of its pages are than QEMU looks at, by these.
 async fn watch(
     place: &Place,
     vm: &str,
@@ -132,6 +132,7 @@ async fn watch(
     }
     told(&format!("watching VM {vm} for {} s", WATCHED.iter().sum::<u32>()));
     let mut spans = Vec::new();
+    let memory = memory.filter(|_| memory::is_finer(stats.memory));
     for seconds in WATCHED {
         let before = memory.and_then(|memory| Some((memory, Instant::now(), memory.prints().ok()?)));
         let dirtied = libvirt::dirtied(place, vm, seconds).await.map_err(|error| no_dirty_rate(vm, error))?;
@@ -139,8 +140,8 @@ async fn watch(
             let (seconds, after) = (began.elapsed().as_secs_f64(), memory.prints().ok()?);
             Some(Watched { seconds, bytes: memory.changed(&before, &after) })
         });
-        let told = Watched { seconds: dirtied.within.as_secs_f64(), bytes: dirtied.bytes as f64 };
-        spans.push(own.unwrap_or(told));
+        let qemu_s = Watched { seconds: dirtied.within.as_secs_f64(), bytes: dirtied.bytes as f64 };
+        spans.push(own.unwrap_or(qemu_s));
     }
     Ok(Writes::watched(&spans, stats.memory as f64))
 }

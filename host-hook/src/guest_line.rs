@@ -187,8 +187,14 @@ async fn dial(address: &Address) -> Result<Line, LineError> {
     }
 }
 
-/// From a source port below 1024, which the agent demands: any of [`PORTS`]. Not always the same: a guest that has just
-/// arrived, or is just being left, still has the last connection from that port, and takes a new one for a part of it.
+/// All of [`PORTS`], another first for each of `seed`. Not always the same: a guest that has just arrived, or is just being
+/// left, still has the last connection from that port, and takes a new one for a part of it.
+fn sources(seed: u16) -> impl Iterator<Item = u32> {
+    let count = PORTS.len() as u32;
+    (0..count).map(move |offset| PORTS.start + (u32::from(seed) + offset) % count)
+}
+
+/// From a source port below 1024, which the agent demands.
 async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, connect, socket};
     if cid < FIRST_GUEST_CID {
@@ -197,10 +203,8 @@ async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     let connected = tokio::task::spawn_blocking(move || {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         let any = nix::libc::VMADDR_CID_ANY;
-        let first = u32::from(u16::from_ne_bytes(random()?));
-        let bound = (0..PORTS.len() as u32)
-            .map(|offset| PORTS.start + (first + offset) % PORTS.len() as u32)
-            .any(|port| bind(fd.as_raw_fd(), &VsockAddr::new(any, port)).is_ok());
+        let bound =
+            sources(u16::from_ne_bytes(random()?)).any(|port| bind(fd.as_raw_fd(), &VsockAddr::new(any, port)).is_ok());
         if !bound {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "no vsock port below 1024 is free"));
         }
@@ -211,4 +215,20 @@ async fn vsock(cid: u32) -> io::Result<Box<dyn Stream>> {
     let stream = vsock::VsockStream::from(fd);
     stream.set_nonblocking(true)?;
     Ok(Box::new(tokio_vsock::VsockStream::new(stream)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_port_is_tried_and_not_always_the_same_first() {
+        for seed in [0, 7, u16::MAX] {
+            assert_eq!(sources(seed).collect::<BTreeSet<_>>(), PORTS.collect::<BTreeSet<_>>());
+        }
+        let first: BTreeSet<_> = (0..512).filter_map(|seed| sources(seed).next()).collect();
+        assert_eq!(first.len(), PORTS.len());
+    }
 }

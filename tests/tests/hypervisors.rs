@@ -61,7 +61,7 @@ const LITTLE: u64 = 1 << 20;
 fn lacking() -> bool {
     let files = ["/usr/bin/qemu-system-x86_64", "/bin/busybox", "/usr/bin/openssl", "/usr/bin/dpkg-deb"];
     let disk = || distribution::host_disk().err().map(|error| error.to_string());
-    needs::lacking(needs::missing(&files, "run tests/install --tests").or_else(disk))
+    needs::lacking(needs::missing(&files, "run tests/install --tests").or_else(disk).or_else(needs::missing_mptcp))
 }
 
 /// And who is between them. Dropped in this order.
@@ -127,7 +127,9 @@ impl Hosts {
     /// the source's and the destination's report.
     fn moves(&self, from: usize, how: &str) -> (usize, [Value; 2]) {
         let to = NAMES[1 - from];
-        let forced = self.must(from, &format!("set -- --copy-storage-all {how} qemu+tls://{to}/system\n{MIGRATE}"));
+        let migrate = format!("set -- --copy-storage-all {how} qemu+tls://{to}/system\n{MIGRATE}");
+        let forced = self.hosts[from].must(&migrate, LIMIT);
+        let forced = forced.unwrap_or_else(|error| panic!("{error}\n{}", self.story()));
         let reports = [from, 1 - from].map(|number| {
             wait_for("the move to be over", LIMIT, || {
                 let status: Value = serde_json::from_str(&self.must(number, "lsm-hook status --json")).unwrap();
@@ -196,7 +198,7 @@ fn a_vm_moves_between_whole_hosts() {
 
     // The disk's and the memory's.
     let (forced, [source, destination]) = hosts.moves(0, "--parallel --parallel-connections 2");
-    println!("{source:#}\n{destination:#}\n{}", hosts.story());
+    println!("{source:#}\n{destination:#}");
     assert!(forced >= 3, "{forced} connections");
     assert!(sent(&source).iter().all(|bytes| *bytes > MUCH), "one path carried nearly all: {source}");
     assert_eq!(destination["guest"]["sums"]["moved"], 4, "{destination}");

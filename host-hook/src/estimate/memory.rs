@@ -1,5 +1,5 @@
 //! What a VM's memory holds: pages of zeroes cost a migration next to nothing, and what compresses well costs less. And how
-//! much of it is another after a while: QEMU's own calculation looks at one page of 2 MiB, which is three of what a VM
+//! much of it is another after a while: QEMU's own calculation looks at one page in 2 MiB, which is three of what a VM
 //! writes in a second at 6 MiB/s.
 //!
 //! Nothing tells that but the memory itself. A few thousand of its pages are looked at, evenly spread, through QEMU's
@@ -16,6 +16,8 @@ use std::{
 const PAGE: u64 = 4096;
 /// Errs by 1 % at most, in two of three cases.
 const SAMPLES: u64 = 4096;
+/// One page in so many bytes is what QEMU looks at (migration/dirtyrate.h, `DIRTYRATE_DEFAULT_SAMPLE_PAGES` for each GiB).
+const QEMU_S: u64 = 2 << 20;
 /// A mapping that is this much larger than the memory is something else.
 const SLACK: u64 = 64 << 20;
 
@@ -117,18 +119,20 @@ impl Memory {
     }
 
     fn sample(&self) -> io::Result<Seen> {
-        let samples = SAMPLES.min(self.pages);
-        let (mut used, mut unseen, mut bits) = (0_u64, 0_u64, 0.0);
-        self.each(|found| match found {
-            Found::Swapped => {
-                used += 1;
-                unseen += 1;
+        let (mut samples, mut used, mut unseen, mut bits) = (0_u64, 0_u64, 0_u64, 0.0);
+        self.each(|found| {
+            samples += 1;
+            match found {
+                Found::Swapped => {
+                    used += 1;
+                    unseen += 1;
+                }
+                Found::Page(page) if !is_empty(page) => {
+                    used += 1;
+                    bits += entropy(page);
+                }
+                Found::Page(_) | Found::Nothing => {}
             }
-            Found::Page(page) if !is_empty(page) => {
-                used += 1;
-                bits += entropy(page);
-            }
-            Found::Page(_) | Found::Nothing => {}
         })?;
         let seen = used - unseen;
         Ok(Seen {
@@ -144,6 +148,11 @@ enum Found<'a> {
     Nothing,
     Swapped,
     Page(&'a [u8]),
+}
+
+/// Whether more pages of so much memory are looked at here than by QEMU.
+pub(super) fn is_finer(memory: u64) -> bool {
+    memory / QEMU_S < SAMPLES
 }
 
 fn cannot(what: &str, path: &Path, error: &io::Error) -> String {
@@ -178,6 +187,12 @@ fn entropy(page: &[u8]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_large_memory_qemu_sees_more() {
+        assert!(is_finer(192 << 20) && is_finer(4 << 30));
+        assert!(!is_finer(8 << 30) && !is_finer(64 << 30));
+    }
 
     #[test]
     fn the_mapping_of_the_memory() {
