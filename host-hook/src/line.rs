@@ -180,9 +180,44 @@ fn ours() -> Hello {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
     use lsm_protocol::{FromGuest, MigrationId, ToGuest, proof::Prover};
+    use tokio::io::ReadBuf;
 
     use super::*;
+
+    /// As TLS reads where TCP ends without its word.
+    struct Torn;
+
+    impl AsyncRead for Torn {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "https://example.org/why")))
+        }
+    }
+
+    impl AsyncWrite for Torn {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_is_told_in_our_own_words() {
+        let cut = Line::call(Box::new(Torn), Wire::Stream, None).await.err().unwrap();
+        assert_eq!(crate::story(&cut), "the connection was cut off");
+    }
 
     const SETTLED: FromGuest = FromGuest::Settled { migration: MigrationId([7; 16]) };
 
